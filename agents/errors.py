@@ -112,6 +112,7 @@ def check_range(
     value: float,
     *,
     least: float | None = None,
+    most: float | None = None,
     above: float | None = None,
     below: float | None = None,
 ) -> None:
@@ -120,10 +121,11 @@ def check_range(
     Raises:
         UsageError: it does not, or it is NaN.
     """
-    bounds = {"at least": least, "more than": above, "less than": below}
+    bounds = {"at least": least, "at most": most, "more than": above, "less than": below}
     wanted = " and ".join(f"{name} {end:g}" for name, end in bounds.items() if end is not None)
     low = (least is None or value >= least) and (above is None or value > above)
-    if math.isnan(value) or not low or (below is not None and value >= below):
+    high = (most is None or value <= most) and (below is None or value < below)
+    if math.isnan(value) or not (low and high):
         raise UsageError(f"{name} is {value:g}; it must be {wanted or 'a number'}")
 
 

@@ -27,7 +27,7 @@ def verdict(feature: str, probe: Probe) -> str:
 def cells_of(others: bool) -> dict[str, dict[str, str]]:
     """By client and feature, the verdict; `others` runs the scripts of other environments, too.
 
-    Each has a server of its own, whose cache no other has filled.
+    Each has its own server, whose cache no other has filled.
     """
     table: dict[str, dict[str, str]] = {}
     for name, probes in HERE.items():

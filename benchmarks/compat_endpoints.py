@@ -1,6 +1,6 @@
 """Commands against every behavior of an endpoint that the tests know, as their users see it.
 
-One server says what each behavior says, under a path of its own for each command, so that no
+One server says what each behavior says, under a separate path for each command, so that no
 command profits from what another has learned. Each command is a process; `reflux serve` is one
 process, for which each behavior is a model.
 """

@@ -19,19 +19,21 @@ SCRIPTED = "scripted"
 """No model: every answer is the same word. For smoke runs."""
 
 
-class _Script(ScriptedClient):
+class Scripted(ScriptedClient):
+    """A script in the place of a model."""
+
     async def close(self) -> None:
         """Nothing is open."""
 
 
-def open_default_model(engine: str, context: int) -> BatchedClient | LlamaCppClient | _Script:
+def open_default_model(engine: str, context: int) -> BatchedClient | LlamaCppClient | Scripted:
     """Open a client of the default model; `context` is the maximum tokens of one request.
 
     Raises:
         ValueError: The engine is unknown.
     """
     if engine == SCRIPTED:
-        return _Script(lambda request: "Paris")
+        return Scripted(lambda request: "Paris")
     files = ModelFiles(default_gguf())
     if engine == "batched":
         return BatchedClient(lambda _: files, BatchedConfig(context=context))
@@ -40,7 +42,7 @@ def open_default_model(engine: str, context: int) -> BatchedClient | LlamaCppCli
     raise ValueError(f"unknown engine {engine!r}; use one of {', '.join(ENGINES)}")
 
 
-def open_model(name: str, context: int) -> BatchedClient | LlamaCppClient | _Script:
+def open_model(name: str, context: int) -> BatchedClient | LlamaCppClient | Scripted:
     """Open the default model, a GGUF by its path, or none, on the batched engine.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Sends chat completions at scheduled times, with little CPU cost of its own.
+"""Sends chat completions at scheduled times, at little CPU cost.
 
 It implements the part of HTTP/1.1 that complete and streamed replies need. Requests start at their
 scheduled time, whether or not earlier ones have been answered; their latency counts from then.

@@ -45,6 +45,8 @@ ASKED = "gpt-4.1"
 BASE, STUDENT = "student-untrained", "student-shop"
 """The base is an adapter of no step, so that its requests are rendered as the student's are."""
 AGENTS = ("openai", "langgraph", "pydantic")
+WRONG = 6
+"""Wrong answers that are printed."""
 WORKERS = 4
 """Agents that work at the same time."""
 
@@ -241,14 +243,18 @@ def measure(
     for model in (BASE, STUDENT):
         with reflux_serve(config, folder, model) as url:
             begun = time.perf_counter()
-            right[model] = solved(answers_of(name, folder / "teacher.jsonl", url), tasks)
+            answers = answers_of(name, folder / "teacher.jsonl", url)
             hours = (time.perf_counter() - begun) / 3600
-        shown = "base" if model == BASE else "student"
+        right[model] = solved(answers, tasks)
+        shown = "base" if model == BASE else f"student of {config.train} tasks"
         row = {**who, "system": shown, **success(right[model])}
         row |= spent(calls_of(folder / "app", model))
         price = 1000 * hours / len(tasks) * config.hour
         report.rows.append(row | {"USD/1000 tasks": round(price, 3)} | by_call[model])
         print(json.dumps(report.rows[-1]), flush=True)
+        triples = zip(tasks, answers, right[model], strict=True)
+        wrong = [{**task, "said": said} for task, said, is_right in triples if not is_right]
+        print("\n".join(map(json.dumps, wrong[:WRONG])), flush=True)
     pairs = zip(right[STUDENT], right[BASE], strict=True)
     gain = difference(STUDENT, BASE, {str(i): [pair] for i, pair in enumerate(pairs)}, config.seed)
     gained = f"{title}: student, tasks solved more than by the base, lower end"

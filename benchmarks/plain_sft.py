@@ -13,7 +13,7 @@ from typing import Any
 
 import datasets
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
@@ -55,14 +55,19 @@ def train_plain(
     sft: Mapping[str, Any],
     lora: Mapping[str, Any],
     seed: int,
+    adapter: Path | None = None,
 ) -> float:
-    """Train and write the adapter to `out`; return the seconds of the training loop."""
+    """Train and write the adapter to `out`; return the seconds of the training loop.
+
+    Args:
+        adapter: goes on from this one, with its own matrices; a new one where None.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(setting.threads)
     try:
         with tempfile.TemporaryDirectory() as scratch, quiet_libraries():
             set_seed(seed)
-            trainer = _trainer(rows, base, setting, Path(scratch), sft, lora, seed)
+            trainer = _trainer(rows, base, setting, Path(scratch), sft, lora, seed, adapter)
             begun = time.perf_counter()
             trainer.train()
             seconds = time.perf_counter() - begun
@@ -81,10 +86,13 @@ def _trainer(
     sft: Mapping[str, Any],
     lora: Mapping[str, Any],
     seed: int,
+    adapter: Path | None,
 ) -> SFTTrainer:
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         base, dtype=torch.bfloat16, attn_implementation=setting.attention, local_files_only=True
     )
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
     chosen = {
         "per_device_train_batch_size": setting.batch,
         "train_sampling_strategy": setting.sampling,
@@ -102,7 +110,7 @@ def _trainer(
         ),
         train_dataset=datasets.Dataset.from_list([dict(row) for row in rows]),
         processing_class=AutoTokenizer.from_pretrained(base, local_files_only=True),
-        peft_config=LoraConfig(**lora),
+        peft_config=None if adapter is not None else LoraConfig(**lora),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

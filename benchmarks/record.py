@@ -1,6 +1,6 @@
 """What recording by URL costs, and what it loses.
 
-A client asks a mock endpoint in a process of its own, directly and by way of `reflux record`, in
+A client asks a mock endpoint in a separate process, directly and by way of `reflux record`, in
 turns in one run: latency to the first and to the last word at 100 streams a second, bodies and
 streams compared byte by byte. Then processes are killed under load: the recorder, the endpoint
 behind it, and clients in the middle of their streams. At last a million calls are recorded, and a
@@ -87,7 +87,7 @@ QUICK = Config(1, 20, 20.0, 6, 5, 2_000, quick=True)
 
 @contextmanager
 def recorder(run: Path, upstream: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """`reflux record` in a process of its own: its address, and the process."""
+    """`reflux record` in a separate process: its address, and the process."""
     words = ["-m", "reflux", "record", "--run", str(run), "--upstream", upstream, "--port", "0"]
     env = {**os.environ, "REFLUX_API_KEY": ""}
     command = [sys.executable, *words, "--json"]
@@ -232,7 +232,7 @@ def killed(report: Report, config: Config, endpoint: Endpoint, folder: Path) -> 
     known = {text for text, _ in texts(folder)}
     lacking = [at - end for text, end in ends if text not in known]
     row = {"measured": "SIGKILL", "whole replies": len(ends), "not on record": len(lacking)}
-    report.rows.append(row | {"ms before the kill, at the most": 1e3 * max(lacking, default=0)})
+    report.rows.append(row | {"ms before the kill, at most": 1e3 * max(lacking, default=0)})
     lost = sum(seconds > JUST_NOW for seconds in lacking)
     name = f"whole replies lost that came {JUST_NOW * 1e3:.0f} ms before a SIGKILL or earlier"
     report.claims.append(Claim(name, lost, "==", 0, len(ends)))
@@ -322,7 +322,7 @@ def _mb() -> float:
 
 
 def many_rows(report: Report, config: Config, folder: Path) -> None:
-    """Rows of a tenth of the calls, and of all, each in a process of its own."""
+    """Rows of a tenth of the calls, and of all, each in a separate process."""
     taken: list[float] = []
     for calls in (config.calls // 10, config.calls):
         path = folder / f"{calls}.db"

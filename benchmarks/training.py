@@ -5,6 +5,9 @@ checkpointing, at the fastest of its settings, which the same run finds first. B
 same rows with the same rank, peak learning rate and schedule. The rows are sums of two to four
 digits with true answers, and the demo's share of longer general replies of the base (its anchor).
 
+Soft targets are measured beside TRL's `DistillationTrainer` (`benchmarks.soft_training`), with the
+memory of each.
+
 Not covered: GPUs, packing, and any model but the default one.
 """
 
@@ -21,6 +24,7 @@ from peft import PeftModel
 
 from benchmarks.plain_sft import Setting, train_plain
 from benchmarks.report import Claim, Report, middle, spread
+from benchmarks.soft_training import soft_speeds
 from benchmarks.tiny_model import tiny_model
 from benchmarks.training_rows import Rows, figure, generate_greedy, row, rows_of
 from benchmarks.training_share import shares
@@ -49,6 +53,9 @@ class Config:
     timed_rows: int = 192
     """Rows of a timed repeat."""
     repeats: int = 5
+    soft_rows: int = 96
+    """Rows of a timed repeat with soft targets."""
+    soft_repeats: int = 3
     budget: float = 75.0
     """Training seconds of each arm in the accuracy comparison."""
     seeds: int = 2
@@ -68,6 +75,8 @@ QUICK = Config(
     batches=(8,),
     timed_rows=16,
     repeats=1,
+    soft_rows=4,
+    soft_repeats=1,
     budget=0.2,
     seeds=1,
     held_out=2,
@@ -118,6 +127,9 @@ def main(config: Config) -> None:
         rates = {"ours": ours, "plain": plain}
         report.rows.extend(shares(base, timed, rates, config.rate_seconds))
         note_load(report, "after the speeds")
+        soft = bench.rows[: config.soft_rows]
+        soft_speeds(base, soft, bench.sft, config.soft_repeats, not config.quick, report)
+        note_load(report, "after the soft targets")
         equal_time(bench, best, ours, plain, report)
         note_load(report, "at the end")
     report.finish()

@@ -24,13 +24,14 @@ from reflux.finetune.configs.run import DistillConfig
 from reflux.finetune.configs.targets import TargetConfig
 from reflux.finetune.export.gguf import can_export, export_adapter
 from reflux.finetune.export.parity import certify
-from reflux.finetune.registry import ADAPTER_GGUF, Registry, StudentBase
+from reflux.finetune.registry import ADAPTER_GGUF, Registry, StudentBase, role_of
 from reflux.finetune.targets.teacher import teacher_folder
 from reflux.finetune.targets.training import trainer_for
 from reflux.finetune.train.launch import check_launch, train_in_processes
 from reflux.finetune.train.options import lora_config, sft_arguments
 from reflux.finetune.train.progress import TrainingStep, newest_checkpoint
 from reflux.finetune.train.sft import TrainReport, train
+from reflux.finetune.train.trainer import GOOD
 
 OVERSEER_ROWS = 500
 """Rows that the training of an overseer takes, repeats included, at least."""
@@ -49,6 +50,8 @@ class StudentPlan:
     parent: str | None = None
     style: StepStyle | None = None
     """Of the rows of an overseer."""
+    pairs: Sequence[Mapping[str, Any]] | None = None
+    """Of an accepted and a rejected answer, as TRL takes them; None where it learns none."""
 
 
 def distill(
@@ -82,8 +85,8 @@ def distill(
 
     registry.check_new(plan.id)
     base = find_base(plan.config.base)
-    # Demonstrations and primitives have no votes and no sub-answers.
-    is_imitation = plan.style is not None or plan.round == 0
+    # Demonstrations, primitives and verdicts have no votes and no sub-answers.
+    is_imitation = role_of(plan.id) != "agent" or plan.round == 0
     targets = TargetConfig() if is_imitation else plan.config.targets
     teacher = teacher_folder(targets, registry, plan.parent, base)
     progress("load the base", 0, 1, "")
@@ -99,7 +102,7 @@ def distill(
         if plan.style is not None:
             settings["sft"] = overseer_sft(settings["sft"], len(plan.rows))
         options = {**settings, "checkpoints": checkpoints, "on_progress": on_progress}
-        launch = options.pop("launch")
+        launch, _ = options.pop("launch"), options.pop("preferences")
         if launch:
             report = train_in_processes(
                 plan.rows, base, folder, launch, check_stop, on_note=on_note, **options
@@ -108,6 +111,7 @@ def distill(
         else:
             make = trainer_for(targets, teacher)
             trained = train(plan.rows, base, folder, make_trainer=make, on_note=on_note, **options)
+        preferred = _prefer(plan, base, folder, on_progress, on_note)
         if can_export(base.folder):
             export_adapter(folder, base.folder, folder / ADAPTER_GGUF)
         progress(f"compare the engines on {plan.id}", 0, 1, "")
@@ -123,8 +127,35 @@ def distill(
                 base.config,
             ),
             rows_digest=plan.rows_digest,
-            config={**settings, "targets": targets.model_dump(), "report": asdict(trained)},
+            config={
+                **settings,
+                "targets": targets.model_dump(),
+                "report": asdict(trained) | preferred,
+            },
         )
+
+
+def _prefer(
+    plan: StudentPlan,
+    base: Base,
+    folder: Path,
+    on_progress: Callable[[TrainingStep], None],
+    on_note: Callable[[str], None],
+) -> dict[str, Any]:
+    """Train the adapter in a folder on the plan's pairs, where it has enough; what to report."""
+    config = plan.config.preferences
+    if config is None or plan.pairs is None:
+        return {}
+    if (n := len(plan.pairs)) < config.min_pairs:
+        on_note(f"{n} pairs are fewer than preferences.min_pairs {config.min_pairs}: not trained")
+        return {"preferences": {"pairs": n, "steps": 0}}
+    from reflux.finetune.train.preferences import prefer
+
+    on_note(f"{n} pairs of an accepted and a rejected answer")
+    report = prefer(
+        plan.pairs, base, folder, dpo=config.dpo, seed=plan.config.seed, on_progress=on_progress
+    )
+    return {"preferences": asdict(report)}
 
 
 def overseer_sft(sft: Mapping[str, Any], rows: int) -> dict[str, Any]:
@@ -137,7 +168,8 @@ def overseer_sft(sft: Mapping[str, Any], rows: int) -> dict[str, Any]:
 
 @contextmanager
 def _checkpoints(folder: Path, plan: StudentPlan, base: Base) -> Iterator[Path]:
-    """A folder of a plan's checkpoints, which stays if the block fails after the first of them.
+    """A folder of a plan's checkpoints, which stays if the block fails after the first of them, or
+    leaves the last good adapter.
 
     Checkpoints of another plan, base or settings are deleted first.
     """
@@ -152,7 +184,7 @@ def _checkpoints(folder: Path, plan: StudentPlan, base: Base) -> Iterator[Path]:
     try:
         yield folder
     except BaseException:
-        if newest_checkpoint(folder) is None:
+        if newest_checkpoint(folder) is None and not any(folder.glob(f"{GOOD}*")):
             shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)
@@ -167,5 +199,9 @@ def check_options(config: DistillConfig) -> None:
     if config.launch:
         check_launch(config.launch)
     with tempfile.TemporaryDirectory(prefix="reflux-sft-") as scratch, quiet_libraries():
-        sft_arguments(config.sft, scratch, config.seed, config.evaluation, config.early_stopping)
+        sft_arguments(config.sft, scratch, config.seed, config.evaluation)
         lora_config(config.lora)
+        if config.preferences is not None:
+            from reflux.finetune.train.preferences import dpo_arguments
+
+            dpo_arguments(config.preferences.dpo, scratch, config.seed)

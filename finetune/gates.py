@@ -39,6 +39,7 @@ def judge(
     passed: tuple[float, float] | None = None,
     agreement: float | None = None,
     parity: float | None = None,
+    forgotten: float | None = None,
 ) -> list[Gate]:
     """The gates of one round.
 
@@ -50,6 +51,7 @@ def judge(
         passed: share of answers that passed the check of (amplified, student).
         agreement: share of questions that amplified and student answer alike.
         parity: share of prompts on which the engines agree with plain PEFT.
+        forgotten: the largest certain loss of accuracy, at most 0.
     """
     gates: list[Gate] = []
     if imitation is not None:
@@ -68,6 +70,8 @@ def judge(
         gates.append(Gate("canary", canary, config.canary))
     if parity is not None:
         gates.append(Gate("parity", parity, config.parity))
+    if forgotten is not None:
+        gates.append(Gate("forgetting", forgotten, -config.forgetting))
     return gates
 
 

@@ -5,7 +5,7 @@ students/student-r1/                 adapter_config.json, adapter_model.safetens
 students/student-r1.evaluation.json  scores and gates, measured after the student is written
 students/current.json                the student that is the agent, and the agents before it
 students/student-r1.overseer/        a learned overseer, whose id is student-r1:overseer
-students/overseer.json               the one of them that the run divides with, and those before it
+students/overseer.json               as current.json; so have the aggregator and the verifier
 """
 
 import json
@@ -17,14 +17,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 
 from reflux.agents.clients.llama_cpp import file_sha256
 from reflux.agents.errors import UsageError
 from reflux.agents.files import flush, write_json
-from reflux.agents.overseers.step_forms import OVERSEER, StepStyle, is_learned
+from reflux.agents.overseers.step_forms import StepStyle
 from reflux.finetune.configs.run import BaseConfig, Strict
 
 VERSION = 2
@@ -33,13 +33,16 @@ ADAPTER, ADAPTER_GGUF, CARD = "adapter_model.safetensors", "adapter.gguf", "stud
 PICKLE = "adapter_model.bin"
 ADAPTER_FILES = ("adapter_config.json", ADAPTER)
 """What every student has, beside its tokenizer, and its form for llama.cpp where there is one."""
-Role = Literal["agent", "overseer"]
-FOLDER = ".overseer"
-"""How the folder of a learned overseer ends, in the place of OVERSEER."""
-_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}(?<!\.json)(?<!\.overseer)(:overseer)?")
-_RESERVED = re.compile(r"(amplified|base|direct|student|best-of-.*)(:overseer)?")
+Role = Literal["agent", "overseer", "aggregator", "verifier"]
+_OTHERS = get_args(Role)[1:]
+"""Roles that the id of a student ends in, after a colon; its folder has a dot there."""
+_END = rf"({'|'.join(_OTHERS)})"
+_NOT = "".join(rf"(?<!\.{end})" for end in ("json", *_OTHERS))
+_ID = re.compile(rf"[a-z0-9][a-z0-9._-]{{0,127}}{_NOT}(:{_END})?")
+_RESERVED = re.compile(rf"(amplified|base|direct|student|best-of-.*|cascade-[0-9.]+)(:{_END})?")
 """Names that `--model` and `--systems` give another meaning."""
-POINTERS: Mapping[Role, str] = {"agent": "current.json", "overseer": "overseer.json"}
+_FILES = {"agent": "current"}
+POINTERS: Mapping[Role, str] = {r: f"{_FILES.get(r, r)}.json" for r in get_args(Role)}
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -79,7 +82,7 @@ class Student(Strict):
     version: int
     id: str
     role: Role = "agent"
-    """What it was trained for: to answer questions, or to divide them."""
+    """What it was trained for: to answer questions, divide them, combine answers or judge them."""
     style: StepStyle | None = None
     """Of an overseer: the prompt and the form of replies that it was trained on."""
     parent: str | None
@@ -118,8 +121,7 @@ class Registry:
         block ends without an error.
 
         The block writes the adapter, its tokenizer and, where there is one, its form for llama.cpp
-        into the folder, and sets `parent`, `round`,
-        `base`, `rows_digest` and `config` of `Student`.
+        into the folder, and sets `parent`, `round`, `base`, `rows_digest`, `config` of `Student`.
 
         Raises:
             UsageError: the id is invalid or exists, or a file or a field is missing at the end.
@@ -233,12 +235,12 @@ class Registry:
         if not self.root.is_dir():
             return set()
         names = (path.name for path in self.root.glob("*/"))
-        ids = (re.sub(r"\.overseer$", OVERSEER, name) for name in names)
+        ids = (re.sub(rf"\.{_END}$", r":\1", name) for name in names)
         return {id for id in ids if _ID.fullmatch(id)}
 
     def _folder(self, id: str) -> Path:
         """The folder of a student of this id."""
-        return self.root / (id.removesuffix(OVERSEER) + FOLDER if is_learned(id) else id)
+        return self.root / id.replace(":", ".")
 
     def _evaluated(self, id: str) -> Path:
         return self.root / f"{self._folder(id).name}.evaluation.json"
@@ -288,13 +290,18 @@ class Registry:
             )
 
 
+def role_of(id: str) -> Role:
+    """The role of a student of this id."""
+    return cast(Role, id.partition(":")[2] or "agent")
+
+
 def _card(id: str, folder: Path, fields: Mapping[str, Any]) -> Student:
     gguf = folder / ADAPTER_GGUF
     try:
         return Student(
             version=VERSION,
             id=id,
-            role="overseer" if is_learned(id) else "agent",
+            role=role_of(id),
             path=folder,
             adapter_sha256=file_sha256(folder / ADAPTER),
             adapter_gguf_sha256=file_sha256(gguf) if gguf.is_file() else "",

@@ -16,10 +16,12 @@ from langgraph.runtime import Runtime
 
 from reflux.agents.tools.protocol import Grants
 from reflux.finetune.configs.run import RoundsConfig
-from reflux.finetune.gates import failed_gates
+from reflux.finetune.gates import failed_gates, judge
 from reflux.finetune.overseer_stage import begin_learning
 from reflux.finetune.overseer_stage import improve as improve_overseer
 from reflux.finetune.report import score_levels, write_report
+from reflux.finetune.retention.measure import measure_retention
+from reflux.finetune.role_stage import learn_roles
 from reflux.finetune.run_folder import OpenRun
 from reflux.finetune.stages import Progress, Stages, student_name
 from reflux.graphs.amplify.interrupts import open_checkpoints
@@ -77,7 +79,10 @@ async def evaluate(stages: Stages, state: RoundsState) -> dict[str, Any]:
     gates = await stages.gates(number, model, scores)
     by_level = await score_levels(stages, None, "base", "base") if number == stages.first else []
     by_level += await score_levels(stages, number, "student", student_name(number))
-    return {"scores": scores, "gates": gates, "by_level": by_level}
+    retention = await measure_retention(stages, number, scores, by_level, state["done"])
+    more = judge(stages.config.gates, forgotten=retention["forgotten"])
+    gates += [gate.to_json() for gate in more]
+    return {"scores": scores, "gates": gates, "by_level": by_level, "retention": retention}
 
 
 async def promote(stages: Stages, state: RoundsState) -> dict[str, Any]:
@@ -97,11 +102,12 @@ async def promote(stages: Stages, state: RoundsState) -> dict[str, Any]:
 
 
 async def improve(stages: Stages, state: RoundsState) -> dict[str, Any]:
-    """Stage 5: the learned overseer learns from its own trees."""
+    """Stage 5: the learned overseer and the role adapters learn from the trees so far."""
     results = state["results"]
     learned = await improve_overseer(stages, state["number"], results["scores"])
     before = results.get("overseers", [])  # An older version had none.
-    return {"overseers": [*before, *([learned] if learned else [])]}
+    roles = await learn_roles(stages, state["number"], state["model"])
+    return {"overseers": [*before, *([learned] if learned else [])], "roles": roles}
 
 
 async def report(state: RoundsState, runtime: StageRuntime) -> dict[str, Any]:
@@ -121,6 +127,8 @@ async def report(state: RoundsState, runtime: StageRuntime) -> dict[str, Any]:
         "loss": distilled.get("curve", {}),
         **{key: results[key] for key in ("amplify", "gates", "promoted", "by_level", "parity")},
         "overseers": results["overseers"],
+        "retention": results.get("retention"),  # An older version had none.
+        **({"roles": results["roles"]} if results.get("roles") else {}),
     }
     done = [*state["done"], entry]
     write_report(stages, done, state["seconds"])

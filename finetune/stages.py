@@ -15,6 +15,7 @@ from reflux.agents.errors import RefluxError
 from reflux.agents.tools.protocol import Grants
 from reflux.finetune.cancelling import cancellable
 from reflux.finetune.configs.run import RoundsConfig, RoundSpec
+from reflux.finetune.data.preferences import training_pairs
 from reflux.finetune.data.questions import (
     MAX_HELD_OUT,
     anchor_prompts,
@@ -25,9 +26,10 @@ from reflux.finetune.data.questions import (
     overlap,
     planned_questions,
 )
-from reflux.finetune.data.rows import Row, rows_digest, run_rows, training_order
+from reflux.finetune.data.rows import Row, rows_digest, run_rows, training_order, why_no_rows
 from reflux.finetune.gates import agreement, judge, passed_checks
 from reflux.finetune.learned_overseer import Fallback, learned_overseer, resolved
+from reflux.finetune.roles.adapters import promoted_roles, with_roles
 from reflux.finetune.run_folder import OpenRun
 from reflux.finetune.targets.evidence import with_evidence
 from reflux.graphs.amplify.context import AmplifyContext
@@ -80,16 +82,15 @@ class Stages:
         if learned == "":
             promoted = registry.current("overseer") if setup.learn else None
             learned = promoted.id if promoted else None
-        client, original = self.run.recorded_client, learned is None
-        limit = self.spend_limit
-        context = self.config.context(client, model, original=original, spend_limit=limit)
+        client, limit = self.run.recorded_client, self.spend_limit
+        context = self.config.context(client, model, original=learned is None, spend_limit=limit)
         context = task_context(context, self.task).granting(self.grants)
         overseers = context.overseers
         if learned:
             own = learned_overseer(learned, self.config.max_tokens)
-            falls_back = setup.fallback == "original"
-            overseers = (Fallback(own, overseers[0]) if falls_back else own,)
-        return replace(context, overseers=resolved(self.run, overseers))
+            overseers = (Fallback(own, overseers[0]) if setup.fallback == "original" else own,)
+        context = replace(context, overseers=resolved(self.run, overseers))
+        return with_roles(context, promoted_roles(registry, self.config.roles))
 
     def source(self, number: int, system: str, split: str, task: str | None = None) -> Origin:
         """The provenance of a question of this run."""
@@ -163,7 +164,7 @@ class Stages:
         if number == self.first:
             prompts = anchor_prompts(anchor_size(self.config, self.task), self.config.seed)
             source = self.source(0, "anchor", "train", task="anchor")
-            await self.answers(self._plain("base"), source, prompts, "the base answers the anchor")
+            await self.answers(self.plain("base"), source, prompts, "the base answers the anchor")
         if number == 0:
             questions = list(self.task.primitives())
             source = self.source(0, "overseer", "primitive")
@@ -191,7 +192,7 @@ class Stages:
             "seconds": round(time.perf_counter() - begun, 1),
         }
 
-    def _plain(self, model: str) -> Direct:
+    def plain(self, model: str) -> Direct:
         """The model asked for free text, without the task's checker and forms."""
         return Direct(
             AmplifyContext(
@@ -207,7 +208,7 @@ class Stages:
     def rows(self, number: int) -> tuple[list[Row], list[Row]]:
         """Cumulative rows up to a round: (different rows, rows in training order with repeats)."""
         primitives, found = run_rows(self.run.store, self.task, number)
-        others = list(with_evidence(self.run.store, found, self.config.targets))
+        others = list(with_evidence(self.run.store, found, self.config.targets, self.task))
         repeated = primitives * self.spec(number).primitive_repeats
         return [*primitives, *others], training_order([*repeated, *others], self.config.seed)
 
@@ -215,23 +216,22 @@ class Stages:
         """Train a LoRA on the pristine base and write the student, unless it is written."""
         from reflux.finetune.distillation import StudentPlan, distill
 
-        name = student_name(number)
-        registry = self.run.folder.registry
+        name, registry = student_name(number), self.run.folder.registry
         rows, training_rows = self.rows(number)
         if name not in [student.id for student in registry.list()]:
             if not rows:
                 raise RefluxError(
-                    f"round {number} has no accepted answers to train on; see why questions "
-                    "failed with `reflux traces list`"
+                    f"round {number} has no accepted answers to train on; "
+                    f"{why_no_rows(self.run.store, number)}; see `reflux traces list`"
                 )
-            parent = registry.current()
             plan = StudentPlan(
                 id=name,
-                parent=parent.id if parent else None,
+                parent=getattr(registry.current(), "id", None),
                 round=number,
                 rows=[row.train() for row in training_rows],
                 rows_digest=rows_digest(training_rows),
                 config=self.config.distillation(self.spec(number)),
+                pairs=training_pairs(self.run.store, rows, self.task, number, self.config),
             )
             await self.run.rest()
             await cancellable(lambda stop: distill(registry, plan, self.progress, stop))
@@ -339,7 +339,7 @@ class Stages:
         for model, round_number in (("base", 0), (name, number)):
             source = self.source(round_number, f"canary-{model}", "canary", task="canary")
             activity = f"canaries: {model}"
-            replies.append(await self.answers(self._plain(model), source, prompts, activity))
+            replies.append(await self.answers(self.plain(model), source, prompts, activity))
         pairs = zip(*replies, strict=True)
         shared = [overlap(a["answer"] or "", b["answer"] or "") for a, b in pairs]
         return sum(shared) / len(shared)

@@ -37,10 +37,12 @@ from reflux.graphs.amplify.interrupts import (
 from reflux.graphs.amplify.screening import begin, check_askable
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask_options import AskOptions, Origin
+from reflux.graphs.evals.confidence.recorded import confidence
 from reflux.graphs.garbage import rare_collections
 from reflux.graphs.traces.losses import ending_at_a_loss
 from reflux.graphs.traces.review import marked_when_stopped
 from reflux.graphs.traces.store import TraceStore, last_call_id
+from reflux.graphs.traces.tree import load_tree
 from reflux.graphs.voting.voting import VotePolicy
 
 T = TypeVar("T")
@@ -140,10 +142,12 @@ async def ask(
     store = context.recorded_client.store
     async with recorded(store, question, origin, options or AskOptions.of(context)):
         if checkpoints is None:
-            return await _answered(system or Amplified(context), question, origin)
-        run = InterruptibleRun(context, checkpoints)
-        answered = await run.ask(question, question_id)
-        return answered if wait is None else await wait(run, question_id, answered)
+            answered = await _answered(system or Amplified(context), question, origin)
+        else:
+            run = InterruptibleRun(context, checkpoints)
+            answered = await run.ask(question, question_id)
+            answered = answered if wait is None else await wait(run, question_id, answered)
+        return _with_confidence(store, answered)
 
 
 async def go_on(
@@ -167,7 +171,18 @@ async def go_on(
     answered = await run.look(question_id)
     if reply is not None:
         answered = await run.reply(question_id, reply(answered.pending))
-    return answered if wait is None else await wait(run, question_id, answered)
+    answered = answered if wait is None else await wait(run, question_id, answered)
+    return _with_confidence(context.recorded_client.store, answered)
+
+
+def _with_confidence(store: TraceStore, answered: Answered) -> Answered:
+    """The same, where it has an answer with how sure that is."""
+    if (outcome := answered.outcome) is None or outcome["answer"] is None:
+        return answered
+    id = answered.trajectory
+    return replace(
+        answered, outcome={**outcome, "confidence": confidence(store, id, load_tree(store, id))}
+    )
 
 
 @asynccontextmanager

@@ -77,6 +77,9 @@ class AskOptions:
     """The evaluation that a router was fitted on: `file` and `digest`; empty without one."""
     demos: Mapping[str, str] = field(default_factory=dict[str, str])
     """`file` and `digest` of the overseer's demonstrations; empty without any."""
+    cascade: Mapping[str, float] = field(default_factory=dict[str, float])
+    """The `threshold` from which on the agent is sure enough to answer alone, and the `temperature`
+    and `offset` of its confidence; empty to have every question divided."""
 
     @classmethod
     def of(cls, context: AmplifyContext, overseer: str = "") -> "AskOptions":
@@ -100,6 +103,7 @@ class AskOptions:
             max_votes=context.votes.max_votes,
             seed=context.seed,
             candidates=context.weighing.decompositions if context.weighing else 0,
+            cascade=context.cascade.to_json() if context.cascade else {},
         )
 
     def votes(self) -> VotePolicy:

@@ -39,6 +39,7 @@ from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import Node, load_tree
+from reflux.graphs.voting.confidence import Cascade
 from reflux.graphs.voting.voting import VotePolicy
 from reflux.overseers import (
     OVERSEERS,
@@ -176,7 +177,7 @@ def context_of(
     context = replace(context, overseers=resolved(run, context.overseers))
     if options.max_tokens is not None:
         context = replace(context, max_tokens=options.max_tokens)
-    context = replace(context, **fields).granting(grants)
+    context = replace(context, cascade=Cascade.of(options.cascade), **fields).granting(grants)
     return routed(context, route_of(options.route))
 
 

@@ -94,13 +94,18 @@ def _agent(folder: RunFolder, name: str) -> str:
     """The id of a student that answers questions.
 
     Raises:
-        UsageError: as `Registry.get`, or it is a learned overseer.
+        UsageError: as `Registry.get`, or it has another role.
     """
     student = folder.registry.get(name)
     if student.role == "overseer":
         raise UsageError(
             f"{student.id} is an overseer, which divides questions and answers none: name it with "
             "--overseer, and another --model"
+        )
+    if student.role != "agent":
+        raise UsageError(
+            f"{student.id} has the role {student.role} and answers no question: a run gives it its "
+            f"part by `roles: [{student.role}]`; name another --model"
         )
     return student.id
 

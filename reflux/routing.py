@@ -1,5 +1,5 @@
-"""`--route`: what an evaluation found direct and amplified decides which questions are divided, and
-what each way's answer weighs."""
+"""Which questions are divided: by `--route`, what an evaluation found direct and amplified decides,
+which is also what each way's answer weighs; by `--cascade`, how sure the agent is."""
 
 import hashlib
 import json
@@ -15,8 +15,10 @@ from reflux.agents.errors import UsageError
 from reflux.agents.files import read_text
 from reflux.agents.overseers.router import MIN_PAST, Past, Routed, Router
 from reflux.file_options import FileOption
+from reflux.finetune.registry import Registry
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.direct_answer import first_request
+from reflux.graphs.voting.confidence import Cascade, Scaling
 
 WAYS = ("direct", "amplified")
 HOW = (
@@ -101,3 +103,20 @@ def _router_at(file: Path) -> tuple[Router, str]:
 ROUTES = FileOption(_router_at)
 route_of = ROUTES.of
 """The router that a question was asked with; None without one."""
+
+
+def scaling_of(registry: Registry, model: str) -> Scaling | None:
+    """What makes a student's confidence a probability; None without an evaluation of it."""
+    student = next((each for each in registry.list() if each.id == model), None)
+    found = student.scores.get("student", {}).get("scaling") if student is not None else None
+    return found and Scaling(found["temperature"], found["offset"])
+
+
+def recorded_cascade(
+    registry: Registry, agent: str, threshold: float | None
+) -> Mapping[str, float]:
+    """A cascade as the options of a question record it, with the scaling of the agent's confidence
+    where its evaluation has one; empty without a threshold."""
+    if threshold is None:
+        return {}
+    return Cascade(threshold, scaling_of(registry, agent) or Scaling()).to_json()

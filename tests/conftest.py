@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,10 @@ from reflux.graphs.traces.store import TraceStore
 
 if TYPE_CHECKING:
     from tests.support.serving import Scripted
+
+# Many processes import the same modules: each would compile them anew where nothing is cached.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Workers share the cores: who waits lets the others work. It is read when torch is first imported,
 # here or in the process that forks the commands.
@@ -121,46 +126,7 @@ def store(tmp_path: Path) -> Iterator[TraceStore]:
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random llama of some 100,000 weights with a byte tokenizer and ChatML, as a folder."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    """A random llama with a byte tokenizer and ChatML, as a folder."""
+    from benchmarks.tiny_model import tiny_model
 
-    folder = tmp_path_factory.mktemp("tiny_base")
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: at for at, token in enumerate([*special, *letters])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(special)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|im_end|>",
-        unk_token="<|endoftext|>",
-    )
-    fast.chat_template = (
-        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
-        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-    fast.save_pretrained(folder)
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(vocab),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=512,
-            eos_token_id=vocab["<|im_end|>"],
-            pad_token_id=vocab["<|im_end|>"],
-            tie_word_embeddings=True,
-            # Large enough that its logits can say anything decided.
-            initializer_range=0.2,
-        )
-    )
-    model.to(torch.bfloat16).save_pretrained(folder)
-    return folder
+    return tiny_model(tmp_path_factory.mktemp("tiny_base"))

@@ -133,7 +133,7 @@ class PartialReply:
     raw: list[str] = field(default_factory=list[str])
     """The text as the server sends it, reasoning included."""
     reasoning: list[str] = field(default_factory=list[str])
-    """From fields and parts of their own."""
+    """From separate fields and parts."""
     logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
     calls: dict[Any, list[str]] = field(default_factory=dict[Any, list[str]])
     """[id, name, arguments] of each tool call, by its index or id."""

@@ -5,8 +5,8 @@ How each part of a request reaches the model:
     messages       all roles, with tool calls and their results
     stop           the `stop` argument, which every chat model has (not together with a schema)
     temperature, max_tokens, seed, top_logprobs
-                   the model's field of that meaning (`FIELDS`), set on a copy of the model;
-                   `not_passed` names the settings for which the model has no field
+                   the model's field of that meaning (`FIELDS`), set on a copy of the model; a
+                   setting for which the model has no field is not passed
     tools          `bind_tools`
     schema         `with_structured_output`; a model without it, or with tools bound, answers in
                    free text
@@ -185,7 +185,7 @@ UNSTREAMED: RunnableConfig = {"tags": ["nostream"]}
 
 
 class LangChainClient(RetryingClient):
-    """Completes chats through a chat model of LangChain, with retries of our own.
+    """Completes chats through a chat model of LangChain, with our own retries.
 
     The model's own retries (`max_retries` in many integrations) are not recorded; set them to 0.
     """
@@ -223,11 +223,6 @@ class LangChainClient(RetryingClient):
         self._agent = LangChainAgent(model, keep)
         self._others = {name: LangChainAgent(other, keep) for name, other in (others or {}).items()}
         self._send_empty_system = send_empty_system
-
-    @property
-    def not_passed(self) -> tuple[str, ...]:
-        """Settings of a request that the model has no field for."""
-        return tuple(name for name in FIELDS if name not in self._agent.fields)
 
     async def _send(self, request: ChatRequest) -> Completion:
         stops = {"stop": list(request.sampling.stop)} if request.sampling.stop else {}

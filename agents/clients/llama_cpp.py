@@ -1,7 +1,8 @@
 """The embedded engine: llama.cpp in this process, with one server per model name.
 
 A server starts with the first request to its name. llama.cpp fixes the adapter at the start and
-ignores a request's `model`, hence one server per name. Requests use the chat protocol.
+ignores a request's `model`, hence one server per name. Requests use the chat protocol. A model
+whose chat template leaves out tools has them rendered as text, by a second server.
 """
 
 import asyncio
@@ -13,16 +14,20 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reflux.agents.clients.chat_protocol import may_call
+from reflux.agents.clients.tool_template import TOOLS
 from reflux.agents.errors import MissingError, pip_install
 from reflux.agents.types import ChatRequest, Completion, Pieces
 
 if TYPE_CHECKING:
     from reflux.agents.clients.openai import OpenAIClient
 
+Key = tuple[str, str]
+"""A model's name, and the chat template that takes the place of its own; empty for its own."""
 SHARE = 512
 """Tokens of the KV cache for each request that is decoded at the same time, on average."""
 DEFAULT_MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -157,26 +162,26 @@ class LlamaCppClient:
     ) -> None:
         self._resolve = resolve
         self._config = config or EngineConfig()
-        self._servers: OrderedDict[str, tuple[Any, OpenAIClient, Room]] = OrderedDict()
-        self._busy: dict[str, int] = {}
+        self._servers: OrderedDict[Key, tuple[Any, OpenAIClient, Room]] = OrderedDict()
+        self._busy: dict[Key, int] = {}
         self._starting = asyncio.Lock()
 
     async def complete(self, request: ChatRequest) -> Completion:
-        client, room = await self._acquire(request.model)
+        key, client, room = await self._acquire(request)
         try:
             async with room.taken(request):
                 return await client.complete(request)
         finally:
-            self._busy[request.model] -= 1
+            self._busy[key] -= 1
 
     async def stream(self, request: ChatRequest) -> Pieces:
-        client, room = await self._acquire(request.model)
+        key, client, room = await self._acquire(request)
         try:
             async with room.taken(request), aclosing(client.stream(request)) as pieces:
                 async for piece in pieces:
                     yield piece
         finally:
-            self._busy[request.model] -= 1
+            self._busy[key] -= 1
 
     async def load(self, model: str) -> None:
         """Check that a model has its files, which are read with its first request.
@@ -193,27 +198,53 @@ class LlamaCppClient:
         return f"{digest}+{file_sha256(adapter)[:16]}" if adapter else digest
 
     async def close(self) -> None:
-        for name in list(self._servers):
-            await self._stop(name)
+        for key in list(self._servers):
+            await self._stop(key)
 
-    async def _acquire(self, name: str) -> "tuple[OpenAIClient, Room]":
+    async def _acquire(self, request: ChatRequest) -> "tuple[Key, OpenAIClient, Room]":
+        """A server for a request: where it has tools, and the model's chat template leaves them
+        out, one whose template does not."""
+        key = (request.model, "")
         async with self._starting:
-            if name not in self._servers:
-                files = self._resolve(name)
-                for idle in [n for n in self._servers if not self._busy.get(n)]:
-                    if len(self._servers) < self._config.servers:
-                        break
-                    await self._stop(idle)
-                server = await asyncio.to_thread(start_server, files, self._config)
-                room = Room(self._config.cells)
-                self._servers[name] = (server, connect(server, self._config), room)
-            self._servers.move_to_end(name)
-            self._busy[name] = self._busy.get(name, 0) + 1
-            return self._servers[name][1:]
+            server, client, room = await self._started(key)
+            if may_call(request) and (template := await asyncio.to_thread(with_tools, server)):
+                key = (request.model, template)
+                _, client, room = await self._started(key)
+            self._busy[key] = self._busy.get(key, 0) + 1
+            return key, client, room
 
-    async def _stop(self, name: str) -> None:
-        _, client, _ = self._servers.pop(name)  # llama.cpp stops with the last reference.
+    async def _started(self, key: "Key") -> "tuple[Any, OpenAIClient, Room]":
+        name, template = key
+        if key not in self._servers:
+            files = self._resolve(name)
+            for idle in [key for key in self._servers if not self._busy.get(key)]:
+                if len(self._servers) < self._config.servers:
+                    break
+                await self._stop(idle)
+            tune = partial(_set_template, template=template) if template else None
+            server = await asyncio.to_thread(start_server, files, self._config, tune)
+            room = Room(self._config.cells)
+            self._servers[key] = (server, connect(server, self._config), room)
+        self._servers.move_to_end(key)
+        return self._servers[key]
+
+    async def _stop(self, key: "Key") -> None:
+        _, client, _ = self._servers.pop(key)  # llama.cpp stops with the last reference.
         await client.close()
+
+
+def _set_template(params: Any, template: str) -> None:
+    params.chat_template, params.use_jinja = template, True
+
+
+def with_tools(server: Any) -> str:
+    """The server's chat template with tools as text; empty where it renders them itself."""
+    import httpx2  # That of `openai`, which takes a quarter of a second.
+
+    props = httpx2.get(f"{server.listening_address}/props", trust_env=False).json()
+    caps = props["chat_template_caps"]
+    renders = caps["supports_tools"] and caps["supports_tool_calls"]
+    return "" if renders else TOOLS + props["chat_template"]
 
 
 SPIN_VARIABLE, SPINS = "GOMP_SPINCOUNT", "2000"
@@ -257,7 +288,7 @@ def _llama_cpp() -> Any:
             ) from error
 
 
-FIRST_REQUEST = {"messages": [{"role": "user", "content": "."}], "max_tokens": 1}
+FIRST_REQUEST = {"prompt": ".", "n_predict": 1}
 
 
 def start_server(
@@ -282,11 +313,13 @@ def start_server(
     params.cpuparams.n_threads = config.threads
     params.cpuparams_batch.n_threads = config.threads
     params.verbosity = -1
+    # To fit a model into a GPU's memory llama.cpp reads it twice; a CPU's has nothing to fit.
+    params.fit_params = any(device["name"] != "CPU" for device in xlc.get_device_info())
     if adapter is not None:
         params.lora_adapters = [xlc.CommonAdapterLoraInfo(str(adapter), 1.0)]
     if files.peft is not None and (template := files.peft / "chat_template.jinja").is_file():
         # That of its training, which may say more than the base's.
-        params.chat_template, params.use_jinja = template.read_text(encoding="utf-8"), True
+        _set_template(params, template.read_text(encoding="utf-8"))
     if tune is not None:
         tune(params)
     try:
@@ -299,7 +332,7 @@ def start_server(
         ) from error
     # A server that is stopped before its loop has started hangs, because the loop misses the
     # signal to stop. One token proves that the loop runs.
-    server.handle_chat_completions(FIRST_REQUEST)
+    server.handle_completions(FIRST_REQUEST)
     return server
 
 

@@ -42,7 +42,7 @@ POOL = 16
 
 
 class OpenAIClient(RetryingClient):
-    """Completes chats through the `openai` package, with retries of our own.
+    """Completes chats through the `openai` package, with our own retries.
 
     The package's retries are off, so that each retry is recorded and any Retry-After is honored.
     """

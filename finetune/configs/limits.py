@@ -41,6 +41,19 @@ class GateConfig(BaseModel):
     """Maximum loss of accuracy on the level of the round before."""
     canary: float = Field(default=0.2, ge=0, le=1)
     """Minimum overlap of the student's replies to the canaries with the base's."""
+    forgetting: float = Field(default=0.1, ge=0, le=1)
+    """Maximum loss of accuracy on any level of an earlier round and on general tasks; a student
+    fails whose loss is certainly larger, by the 95% interval of the report's `retention`."""
     parity: float = Field(default=0.8, ge=0, le=1)
     """Minimum share of prompts on which every engine gives plain PEFT's greedy answer, or one that
     PEFT finds nearly as likely."""
+
+
+class RetentionConfig(BaseModel):
+    """What is measured of what a student keeps, beside the gates' own figures."""
+
+    model_config = STRICT
+
+    questions: int = Field(default=20, ge=0, le=400)
+    """Questions of each kind of general tasks (extra `tasks`), one level up, and in another
+    wording; 0 asks none."""

@@ -1,5 +1,6 @@
 """The config of a run. Unknown keys are errors."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -17,7 +18,8 @@ from reflux.agents.clients.llama_cpp import EngineConfig
 from reflux.agents.errors import UsageError
 from reflux.agents.verifiers import RedFlags
 from reflux.finetune.configs.engine import BatchedConfig, EngineSpec, engine_spec
-from reflux.finetune.configs.limits import GateConfig, SpendLimitConfig
+from reflux.finetune.configs.limits import GateConfig, RetentionConfig, SpendLimitConfig
+from reflux.finetune.configs.preferences import PreferenceConfig
 from reflux.finetune.configs.targets import TargetConfig, Targets
 from reflux.finetune.configs.task import STRICT, TaskConfig
 from reflux.graphs.amplify.context import AmplifyContext, CheckPolicy, Limits
@@ -73,13 +75,16 @@ class TrainingConfig(Strict):
     lora: dict[str, Any] = {}
     """Goes unchanged to PEFT's LoraConfig."""
     evaluation: float = Field(default=0.0, ge=0, le=0.5)
-    """Share of the prompts that are held out of training, for the loss on them (`eval_loss`)."""
+    """Share of the prompts that are held out of training, for the loss on them (`eval_loss`): the
+    weights of the least such loss become the student, not the last ones."""
     early_stopping: int | None = Field(default=None, ge=1)
-    """Evaluations without a lower loss after which training ends with the best weights so far."""
+    """Evaluations without a lower loss after which training ends."""
     launch: str | dict[str, Any] | None = None
     """Trains in several processes: options of `accelerate launch`, or its config file."""
     targets: Targets = TargetConfig()
     """What is learned of each answer: a kind, or a mapping with a `kind`."""
+    preferences: PreferenceConfig | None = None
+    """After the rows, pairs of an accepted and a rejected answer: `{}` for the defaults."""
 
     @model_validator(mode="after")
     def _held_out(self) -> Self:
@@ -92,6 +97,8 @@ class TrainingConfig(Strict):
                 f"targets {self.targets.kind} are trained in one process: leave out launch, or "
                 "take hard targets"
             )
+        if self.launch is not None and self.preferences is not None:
+            raise ValueError("preferences are trained in one process: leave out launch")
         return self
 
 
@@ -142,18 +149,24 @@ class RoundsConfig(TaskConfig, TrainingConfig):
     agent: Annotated[EngineSpec | None, BeforeValidator(engine_spec)] = None
     """The agent until a student takes its place, if not the base: `endpoint:MODEL@URL`, or a
     mapping as of `engine`. That of round 0, which has only imitated the overseer, does not."""
+    roles: tuple[Literal["aggregator", "verifier"], ...] = ()
+    """Parts of the amplified system for which each round trains an adapter of its own: to combine
+    sub-answers (`aggregator`), to judge answers (`verifier`)."""
     keep_agent: bool = False
     """No student takes the agent's place: the same one answers in every round."""
     batched: BatchedConfig = Field(default_factory=BatchedConfig)
     llama_cpp: EngineConfig = Field(default_factory=EngineConfig)
     gates: GateConfig = Field(default_factory=GateConfig)
+    retention: RetentionConfig = Field(default_factory=RetentionConfig)
     max_concurrency: int = Field(default=64, ge=1)
     """Questions amplified at once."""
 
     @property
     def engine_settings(self) -> EngineConfig | BatchedConfig | EngineSpec:
-        """Settings of the engine that runs the models."""
-        here = {"batched": self.batched, "llama.cpp": self.llama_cpp}
+        """Settings of the engine, which runs the agent and all other roles by turns."""
+        parts = 1 + bool(self.overseer.learn) + len(self.roles)
+        batched = replace(self.batched, models=max(self.batched.models, parts))
+        here = {"batched": batched, "llama.cpp": self.llama_cpp}
         return here.get(self.engine.kind, self.engine)
 
     @field_validator("rounds", mode="before")

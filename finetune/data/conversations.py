@@ -15,8 +15,10 @@ from typing import Any, cast
 
 from reflux.agents.errors import UsageError
 from reflux.agents.prompts import answer_prompt
+from reflux.graphs.traces.protocols.json_values import loaded
+from reflux.graphs.traces.protocols.messages import ROLES, requests_of
+from reflux.graphs.traces.protocols.replies import chat_tools
 
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 KEPT = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "weight")
 """What a row keeps of a message."""
 
@@ -47,19 +49,14 @@ def calls_of(calls: Any) -> list[dict[str, Any]]:
     Raises:
         ValueError: one has no name, or its arguments are no JSON object.
     """
-    made: list[dict[str, Any]] = []
-    for call in calls or ():
-        function = call.get("function", call)
-        name, given = function["name"], function.get("arguments") or "{}"
-        text = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
-        try:
-            is_object = isinstance(json.loads(text), dict)
-        except ValueError:
-            is_object = False
-        if not is_object:
-            raise ValueError(f"the arguments of {name} are no JSON object: {text[:80]}")
-        body: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": text}}
-        made.append({"id": call["id"], **body} if call.get("id") else body)
+    made = requests_of(calls)
+    for call in made:
+        function = call["function"]
+        text = function["arguments"] = function["arguments"] or "{}"
+        if not isinstance(loaded(text.lstrip()), dict):
+            raise ValueError(f"the arguments of {function['name']} are no JSON object: {text[:80]}")
+        if not call["id"]:
+            del call["id"]
     return made
 
 
@@ -81,11 +78,11 @@ def turn_of(message: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(message["role"], str):
         raise TypeError("role and content must be text")
     if message["role"] not in ROLES:
-        raise ValueError(f"the role {message['role']!r} is none of {', '.join(ROLES)}")
-    turn: dict[str, Any] = {"role": message["role"], "content": text_of(message.get("content"))}
-    if message["role"] == "function":
-        turn["role"] = "tool"  # As the protocol called it first.
-    if message["role"] == "assistant":
+        known = ", ".join(dict.fromkeys(ROLES.values()))
+        raise ValueError(f"the role {message['role']!r} is none of {known}")
+    role = ROLES[message["role"]]
+    turn: dict[str, Any] = {"role": role, "content": text_of(message.get("content"))}
+    if role == "assistant":
         calls = message.get("tool_calls")
         if not calls and message.get("function_call"):
             calls = [{"function": message["function_call"]}]
@@ -114,16 +111,17 @@ def tools_of(tools: Any) -> list[dict[str, Any]]:
     """The tools of a row or request in the chat protocol's form.
 
     Raises:
-        ValueError, KeyError, TypeError: one has no name.
+        ValueError, TypeError: one has no name, or they are no list.
     """
     found = json.loads(tools) if isinstance(tools, str) else tools
+    if found and not isinstance(found, list | tuple):
+        raise TypeError("tools are a list")
     made: list[dict[str, Any]] = []
-    for tool in found or ():
-        function = tool.get("function", tool)
-        if not isinstance(function["name"], str):
-            raise TypeError("a tool has no name")
+    for tool in chat_tools(list(found or ()), strict=False):
+        if not isinstance(name := (function := tool.get("function", {})).get("name"), str):
+            raise ValueError(f"a tool is no function with a name: {json.dumps(tool)[:80]}")
         schema = function.get("parameters") or {"type": "object", "properties": {}}
-        described = {"name": function["name"], "description": function.get("description") or ""}
+        described = {"name": name, "description": function.get("description") or ""}
         made.append({"type": "function", "function": {**described, "parameters": schema}})
     return made
 

@@ -87,7 +87,7 @@ def _openai(row: Row) -> dict[str, Any]:
 
 
 def _sharegpt(row: Row) -> dict[str, Any]:
-    """Tool calls are turns of their own, with the text before them; results that follow each other
+    """Tool calls are separate turns, with the text before them; results that follow each other
     are one observation. LLaMA-Factory leaves out rows whose turns do not alternate."""
     turns: list[dict[str, str]] = []
     messages = [*row.prompt, *row.completion]

@@ -4,7 +4,7 @@
     trajectories  a row for each conversation: a call whose request contains an earlier call and its
                   reply takes that row over, so that nothing is learned twice
     flat          a row for each trajectory: its question, and the answer at its end
-    roles         as calls, of our own trees: to decompose, answer, combine and check
+    roles         as calls, of Reflux's trees: to decompose, answer, combine and check
 
 Only replies of calls that were selected are learned; others are context.
 """
@@ -85,7 +85,7 @@ def recorded_rows(
     """The rows of the selected calls, trajectory by trajectory; one is held at a time.
 
     Args:
-        withheld: whether a question of our own trees is held out.
+        withheld: whether a question of Reflux's trees is held out.
     """
     for selected in selection.trajectories():
         if reason := refused(selected, options):
@@ -242,7 +242,7 @@ def _won(store: Rows, row: Any) -> bool:
 
 
 def _role(row: Any) -> str:
-    """What a call of our own trees does."""
+    """What a call of Reflux's trees does."""
     role = str(row["role"])
     if role == "overseer":
         return "combine" if row["step"] else "decompose"

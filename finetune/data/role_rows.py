@@ -28,7 +28,7 @@ def step_rows(
     withheld: Callable[[str], bool] = lambda question: False,
     tools: Collection[str] = (),
 ) -> Iterator[Row]:
-    """The rows of the steps that no model took, at the roots of the selected trees of our own.
+    """The rows of the steps that no model took, at the roots of the selected trees of Reflux.
 
     Args:
         withheld: whether a question is held out.

@@ -16,13 +16,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.agents.prompts import answer_prompt
 from reflux.agents.types import Message
-from reflux.finetune.data.conversations import read_rows
 from reflux.graphs.evals.task import Task, is_held_out
 from reflux.graphs.traces.review import edited_by_humans, rejected_by_humans
 from reflux.graphs.traces.revisions import NEWEST, before, first_of, overrides_made
@@ -185,6 +183,28 @@ def _row(node: Any, system_prompt: Callable[[str], str], rejected: str | None) -
     )
 
 
+ASKED = "q.split NOT IN ('train', 'primitive', 'held_out', 'canary', 'judge', 'replay', 'recorded')"
+NOT_ACCEPTED = f"""
+SELECT q.detail ->> 'status' AS status, q.detail ->> 'error' AS error, count(*) AS n FROM roots q
+WHERE q.ok IS NOT 1 AND q.split IN ('train', 'primitive') AND q.round <= ? AND {NEWEST}
+GROUP BY 1, 2 ORDER BY n DESC
+"""  # noqa: S608 - the part is a constant of ours
+UNAPPROVED = f"SELECT count(*) FROM roots q WHERE q.ok = 1 AND {ASKED} AND {NEWEST}"  # noqa: S608
+
+
+def why_no_rows(store: TraceStore, last_round: int = 10**6) -> str:
+    """What kept the answers of a record from being rows: how many, by status and reason."""
+    found = [
+        f"{row['n']} {row['status']}" + (f" ({row['error']:.120})" if row["error"] else "")
+        for row in store.select(NOT_ACCEPTED, (last_round,))
+    ]
+    if rejected := len(rejected_by_humans(store)):
+        found.append(f"{rejected} rejected by a human")
+    if asked := next(store.select(UNAPPROVED))[0]:
+        found.append(f"{asked} asked and not approved")
+    return "left out: " + (", ".join(found[:6]) or "nothing, as no question was answered")
+
+
 def messages(question: str, system_prompt: str = "") -> list[Message]:
     """The prompt that asks a model a question."""
     turns = answer_prompt(question, system_prompt)
@@ -210,7 +230,6 @@ def _refused(store: TraceStore, root: Any) -> str | None:
     return next((answer for answer in refused if answer != root["answer"]), None)
 
 
-ASKED = "q.split NOT IN ('train', 'primitive', 'held_out', 'canary', 'judge', 'replay', 'recorded')"
 EDITED_ROOTS = f"q.ok = 1 AND q.revises IS NOT NULL AND {ASKED}"
 APPROVED_ROOTS = f"""
 {ASKED} AND answer IS NOT NULL AND (SELECT v.ok FROM judgements v
@@ -261,12 +280,3 @@ def is_withheld(task: Task, question: str) -> bool:
         return is_held_out(task, task.from_user(question))
     except UsageError:
         return False
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file.
-
-    Raises:
-        UsageError: as `read_rows`.
-    """
-    return list(read_rows(path))

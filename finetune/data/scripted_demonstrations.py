@@ -27,7 +27,7 @@ MAX_PARTS = 500
 
 
 @dataclass
-class _ScriptContext:
+class ScriptContext:
     """The context of a script's step: no model can be called."""
 
     question: str
@@ -46,7 +46,7 @@ class _ScriptContext:
             "of their trees, without --task"
         )
 
-    def members(self, count: int) -> Sequence["_ScriptContext"]:
+    def members(self, count: int) -> Sequence["ScriptContext"]:
         return [self] * count
 
 
@@ -62,7 +62,7 @@ class _Script:
         batches: list[tuple[Ask, list[str]]] = []
         transcript: list[Exchange] = []
         while True:
-            step = await self._overseer.act(_ScriptContext(question, transcript))
+            step = await self._overseer.act(ScriptContext(question, transcript))
             if not isinstance(step, Ask) or not step.subquestions:
                 return batches, step
             known: dict[int, str] = {}

@@ -22,6 +22,7 @@ from reflux.agents.errors import UsageError
 from reflux.finetune.configs.targets import TargetConfig
 from reflux.finetune.data.encoding import IGNORED, REFUSALS, Encoded, encode, unrenderable
 from reflux.finetune.targets.logged import LoggedTokens
+from reflux.finetune.train.passes import cut_rows, spans
 
 Row = Mapping[str, Any]
 Feature = dict[str, Any]
@@ -187,6 +188,24 @@ class SoftCollator:
             "labels": _filled([labels for _, labels in rows], IGNORED),
             "attention_mask": _filled([[1] * len(ids) for ids, _ in rows], 0),
         }
+
+
+def soft_passes(batch: Mapping[str, Any], limit: int) -> Iterator[dict[str, Any]]:
+    """A collated batch in parts of at most `limit` of the student's tokens, in order."""
+    plain = {key: value for key, value in batch.items() if key != "soft"}
+    soft = batch["soft"]
+    for start, end in spans(plain["attention_mask"], limit):
+        before, here = soft["graded"][:start], soft["graded"][start:end]
+        lines = {**plain, "weights": soft["weights"], "graded": soft["graded"]}
+        part = cut_rows(lines, start, end)
+        made = {key: part.pop(key) for key in ("weights", "graded")}
+        if "teacher" in soft and bool(here.any()):
+            first = int(before.any(1).sum())
+            made["teacher"] = cut_rows(soft["teacher"], first, first + int(here.any(1).sum()))
+        elif "top_ids" in soft:
+            tokens = slice(int(before.sum()), int(before.sum() + here.sum()))
+            made |= {key: soft[key][tokens] for key in ("top_ids", "top_logprobs")}
+        yield {**part, "soft": made}
 
 
 def _filled(rows: Sequence[Sequence[float]], value: float) -> torch.Tensor:

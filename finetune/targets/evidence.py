@@ -1,8 +1,8 @@
 """What the record knows of an answer beyond its text: votes, sub-answers, log-probabilities.
 
 votes        each answer that got votes is a row, weighted by its share of them. Where sub-answers
-             got the votes, the answer that follows from them has the product of their shares,
-             whichever overseer combined them: what is left of its weight is not known.
+             got the votes, a script says what follows from the others. Where the overseer is no
+             script, the answer has the product of their shares, and the rest is not known.
 sub-answers  the teacher's prompt is the question behind its sub-answers
 log          the reply's tokens with their alternatives
 """
@@ -16,7 +16,9 @@ from reflux.agents.prompts import informed_prompt
 from reflux.agents.types import Exchange
 from reflux.finetune.configs.targets import TargetConfig
 from reflux.finetune.data.rows import Row, reply_of
+from reflux.finetune.targets.recombining import Recombiner, Shares
 from reflux.graphs.amplify.state import is_usable
+from reflux.graphs.evals.task import Task
 from reflux.graphs.traces.database import Rows
 from reflux.graphs.traces.revisions import before
 from reflux.graphs.traces.tree import Node, load_tree
@@ -31,17 +33,23 @@ SELECT completion, logprobs FROM calls WHERE question = ? AND path = ? AND kind 
 """
 
 
-def with_evidence(store: Rows, rows: Iterable[Row], targets: TargetConfig) -> Iterator[Row]:
+def with_evidence(
+    store: Rows, rows: Iterable[Row], targets: TargetConfig, task: Task | None = None
+) -> Iterator[Row]:
     """Rows with what the targets need of their trajectories; with votes, more of them.
 
     Rows of files, and of what else the store does not hold, stay as they are.
+
+    Args:
+        task: whose scripts say what follows from other sub-answers.
     """
     for row in rows:
+        again = Recombiner(task) if task is not None and row.task == task.name else None
         id, path = str(row.provenance.get("trajectory", "")), row.provenance.get("path") or ""
         if not id or not _is_known(store, id):
             yield row
         elif targets.kind == "votes":
-            yield from _by_votes(row, _node(store, id, path))
+            yield from _by_votes(row, _node(store, id, path), again)
         elif targets.needs_teacher:
             yield replace(row, teacher=_informed(row, _node(store, id, path)))
         elif targets.needs_log:
@@ -67,9 +75,9 @@ def _node(store: Rows, id: str, path: str) -> Node:
     return node
 
 
-def _by_votes(row: Row, node: Node) -> Iterator[Row]:
+def _by_votes(row: Row, node: Node, again: Recombiner | None) -> Iterator[Row]:
     """A row for each answer that got votes; the row itself where the votes are of others."""
-    shares = shares_of(node)
+    shares = shares_of(node, again)
     if not any(answer == row.reply for answer, _ in shares):
         yield row
         return
@@ -81,7 +89,7 @@ def _by_votes(row: Row, node: Node) -> Iterator[Row]:
             yield replace(row, weight=round(row.weight * share, 6), **other)
 
 
-def shares_of(node: Node) -> list[tuple[str, float]]:
+def shares_of(node: Node, again: Recombiner | None = None) -> Shares:
     """(answer, its share of the votes) of a node, heaviest first; shares sum to 1 at most."""
     if node.answer is None:
         return []
@@ -92,21 +100,33 @@ def shares_of(node: Node) -> list[tuple[str, float]]:
     total = sum(max(0.0, weight) for _, weight in votes)
     if total:
         return sorted(((a, max(0.0, w) / total) for a, w in votes), key=lambda pair: -pair[1])
+    parts = {child.question: shares_of(child, again) for child in _used(node)}
+    if again is not None and any(len(shares) > 1 for shares in parts.values()):
+        shares = again.shares(node.question, _last_attempt(node), parts)
+        if any(answer == node.answer for answer, _ in shares):
+            return shares
     product = 1.0
     for child in _used(node):
-        product *= next((share for a, share in shares_of(child) if a == child.answer), 1.0)
+        product *= next((share for a, share in parts[child.question] if a == child.answer), 1.0)
     return [(node.answer, product)]
 
 
 def _used(node: Node) -> Sequence[Node]:
     """The sub-questions of the last attempt, with an answer that the overseer could use."""
-    attempts = [int(child.path.rpartition("/")[2].split(".")[0]) for child in node.children]
-    last = max(attempts, default=0)
+    last = _last_attempt(node)
     return [
         child
-        for child, attempt in zip(node.children, attempts, strict=True)
-        if attempt == last and child.answer and is_usable(child.status, child.answer)
+        for child in node.children
+        if _attempt(child) == last and child.answer and is_usable(child.status, child.answer)
     ]
+
+
+def _last_attempt(node: Node) -> int:
+    return max(map(_attempt, node.children), default=0)
+
+
+def _attempt(child: Node) -> int:
+    return int(child.path.rpartition("/")[2].split(".")[0])
 
 
 def _informed(row: Row, node: Node) -> tuple[dict[str, Any], ...]:

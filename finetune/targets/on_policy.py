@@ -71,15 +71,14 @@ class Sampler:
                 "recorded texts; raise targets.cold_start, or lower sft.learning_rate"
             )
 
-    def sampled(
-        self, model: Any, plain: Mapping[str, Any], soft: Mapping[str, Any]
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """(a batch, its soft targets) with samples in the place of the graded rows' texts; rows
-        that no teacher grades stay as they are."""
+    def sampled(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """A collated batch with samples in the place of the graded rows' texts; rows that no
+        teacher grades stay as they are."""
+        plain, soft = batch, batch["soft"]
         graded = soft["graded"].any(1).tolist()
         prompts = [_prompt(plain, row) for row, is_graded in enumerate(graded) if is_graded]
         if not prompts:
-            return dict(plain), dict(soft)
+            return dict(batch)
         replies = self._generate(model, prompts)
         self._watch(replies)
         features: list[Feature] = []
@@ -102,9 +101,7 @@ class Sampler:
                 }
             )
             taught += 1
-        device = plain["input_ids"].device
-        batch = _moved(self.collate(features), device)
-        return {k: v for k, v in batch.items() if k != "soft"}, batch["soft"]
+        return self.collate(features)
 
     def _generate(self, model: Any, prompts: Sequence[list[int]]) -> list[list[int]]:
         """A sample for each prompt, with the token that ends it."""
@@ -203,9 +200,3 @@ def _feature(ids: list[int], labels: list[int], weight: float) -> Feature:
         "top_ids": [],
         "top_logprobs": [],
     }
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, dict):
-        return {key: _moved(each, device) for key, each in value.items()}
-    return value.to(device)

@@ -32,7 +32,10 @@ def teacher_folder(
     """
     if not targets.needs_teacher or targets.teacher == BASE:
         return None
-    name = parent if targets.teacher == PARENT else targets.teacher
+    name = targets.teacher
+    if name == PARENT:
+        current = registry.current()
+        name = parent or (current.id if current else None)
     if name is None:
         return None
     student = registry.get(name)

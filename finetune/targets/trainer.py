@@ -10,7 +10,7 @@ with a = 0 where it has no distribution, as in the anchor's rows. Evaluation mea
 whatever is trained, so that losses of different targets compare.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from reflux.agents.errors import UsageError
 from reflux.finetune.configs.targets import TargetConfig
+from reflux.finetune.targets.dataset import soft_passes
 from reflux.finetune.targets.divergence import logged_loss, soft_loss
 from reflux.finetune.targets.on_policy import Sampler
 from reflux.finetune.targets.teacher import TEACHER, teaching
@@ -71,8 +72,17 @@ class SoftTrainer(StudentTrainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         """The weight of the counted tokens of all batches of a step."""
-        sums = [_token_weights(batch).sum() for batch in batch_samples]
-        return torch.stack(sums).sum().to(device) if sums else None
+        return _weight(batch_samples).to(device) if batch_samples else None
+
+    def _step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """In as many passes as the memory wants; first the student samples, where it is due."""
+        if self.sampler is not None and self.sampler.is_due(self.state):
+            inputs = self.sampler.sampled(model, inputs)
+            num_items_in_batch = self.current_gradient_accumulation_steps * _weight([inputs])
+        parts = soft_passes(inputs, self._pass_tokens)
+        return self._in_passes(model, parts, num_items_in_batch)
 
     def compute_loss(
         self,
@@ -83,14 +93,9 @@ class SoftTrainer(StudentTrainer):
     ) -> Any:
         """Mean loss of the counted tokens by their weight, a scalar."""
         plain = {key: value for key, value in inputs.items() if key not in ("soft", "use_cache")}
-        if not self.model.training or return_outputs:
+        if not model.training or return_outputs:
             return super().compute_loss(model, plain, return_outputs, None)
-        soft = inputs["soft"]
-        if self.sampler is not None and self.sampler.is_due(self.state):
-            plain, soft = self.sampler.sampled(model, plain, soft)
-            steps = self.current_gradient_accumulation_steps
-            num_items_in_batch = steps * _token_weights({**plain, "soft": soft}).sum()
-        weights = _token_weights({**plain, "soft": soft})
+        soft, weights = inputs["soft"], _token_weights(inputs)
         counted = plain["labels"][:, 1:] != -100
         graded = soft["graded"][:, 1:][counted]
         whole = self.whole(model)
@@ -150,6 +155,10 @@ class SoftTrainer(StudentTrainer):
             return (weights[part] * found).sum()
 
         return loss_of
+
+
+def _weight(batches: Sequence[Mapping[str, Any]]) -> torch.Tensor:
+    return torch.stack([_token_weights(batch).sum() for batch in batches]).sum()
 
 
 def _token_weights(batch: Mapping[str, Any]) -> torch.Tensor:

@@ -62,5 +62,6 @@ def _soft_trainer(
         own = model.generation_config.eos_token_id
         ends = {processing_class.eos_token_id, *(own if isinstance(own, list) else [own])}
         known = sorted(end for end in ends if end is not None)
-        trainer.sampler = sampler_for(targets, collate, list(training), known, context, on_note)
+        seen: Any = list(training)
+        trainer.sampler = sampler_for(targets, collate, seen, known, context, on_note)
     return trainer

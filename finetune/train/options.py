@@ -42,12 +42,13 @@ LORA_DEFAULTS: dict[str, Any] = {
 }
 EVALUATION_DEFAULTS = {"eval_strategy": "steps", "eval_steps": 0.1}
 """Ten evaluations in a training."""
-EARLY_STOPPING_DEFAULTS = {
+BEST_DEFAULTS = {
     "save_strategy": "best",
     "load_best_model_at_end": True,
     "metric_for_best_model": "eval_loss",
     "greater_is_better": False,
 }
+"""The weights of the best evaluation become the student, unless `sft` saves at other steps."""
 
 
 def sft_arguments(
@@ -55,7 +56,6 @@ def sft_arguments(
     output_dir: str,
     seed: int = 0,
     evaluation: float = 0.0,
-    early_stopping: int | None = None,
 ) -> SFTConfig:
     """TRL's arguments, on a GPU where there is one.
 
@@ -66,14 +66,14 @@ def sft_arguments(
     defaults = {
         **SFT_DEFAULTS,
         **(EVALUATION_DEFAULTS if evaluation else {}),
-        **(EARLY_STOPPING_DEFAULTS if early_stopping else {}),
+        **(BEST_DEFAULTS if evaluation and "save_strategy" not in (sft or {}) else {}),
         "use_cpu": not cuda,
         "dataloader_pin_memory": cuda,
         "seed": seed,
     }
     if not evaluation and str((sft or {}).get("eval_strategy", "no")) != "no":
         raise UsageError("sft.eval_strategy needs rows that are held out: set evaluation: 0.05")
-    return _configured(SFTConfig, "sft", defaults, sft, output_dir=output_dir)
+    return configured(SFTConfig, "sft", defaults, sft, output_dir=output_dir)
 
 
 def lora_config(lora: Mapping[str, Any] | None) -> LoraConfig:
@@ -82,10 +82,10 @@ def lora_config(lora: Mapping[str, Any] | None) -> LoraConfig:
     Raises:
         UsageError: an option is unknown or invalid.
     """
-    return _configured(LoraConfig, "lora", LORA_DEFAULTS, lora)
+    return configured(LoraConfig, "lora", LORA_DEFAULTS, lora)
 
 
-def _configured(
+def configured(
     kind: Any, name: str, defaults: Mapping[str, Any], options: Mapping[str, Any] | None, **own: Any
 ) -> Any:
     """`kind(**defaults, **options, **own)`, where an unknown key is an error that names it."""

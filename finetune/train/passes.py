@@ -29,17 +29,24 @@ def passes(batch: Mapping[str, Any], limit: int) -> Iterator[dict[str, Any]]:
     ):
         yield dict(batch)
         return
-    lengths = mask.sum(1).tolist()
+    for start, end in spans(mask, limit):
+        yield cut_rows(batch, start, end)
+
+
+def spans(mask: torch.Tensor, limit: int) -> Iterator[tuple[int, int]]:
+    """(first row, row after the last) of parts of at most `limit` tokens; a longer row is alone."""
     start = total = 0
+    lengths = mask.sum(1).tolist()
     for end, length in enumerate(lengths):
         if end > start and total + length > limit:
-            yield _rows(batch, start, end)
+            yield start, end
             start, total = end, 0
         total += length
-    yield _rows(batch, start, len(lengths))
+    yield start, len(lengths)
 
 
-def _rows(batch: Mapping[str, Any], start: int, end: int) -> dict[str, Any]:
+def cut_rows(batch: Mapping[str, Any], start: int, end: int) -> dict[str, Any]:
+    """Some rows of a batch, in the columns that they fill."""
     filled = batch["attention_mask"][start:end].any(0).nonzero()
     first, last = int(filled[0]), int(filled[-1]) + 1
     return {key: value[start:end, first:last] for key, value in batch.items()}

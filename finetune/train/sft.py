@@ -80,6 +80,9 @@ class TrainReport:
     max_length: int | None
     """Maximum tokens of a row."""
     steps: int
+    kept_step: int
+    """The step whose weights became the student: that of the least loss on the rows held out, else
+    the last."""
     resumed_at: int
     """The step of the checkpoint that this training went on from; 0 for none."""
     seconds: float
@@ -128,13 +131,13 @@ def train(
     Raises:
         UsageError: no rows, rows of another form, or an unknown or invalid option.
         RefluxError: the loss or the trained weights are not finite, or the memory is too small.
-            Where there are checkpoints, the last good weights are one of them.
+            Where there are checkpoints, the last good adapter is beside them.
     """
     check_rows(rows)
     training, held_out = hold_out(rows, evaluation, seed)
     with tempfile.TemporaryDirectory(prefix="reflux-sft-") as scratch, quiet_libraries():
         folder = str(checkpoints or scratch)
-        args = sft_arguments(sft, folder, seed, evaluation, early_stopping)
+        args = sft_arguments(sft, folder, seed, evaluation)
         adapter = lora_config(lora)
         set_seed(args.seed)
         if isinstance(base, Path):
@@ -170,7 +173,7 @@ def train(
         if steps.error is not None:
             raise steps.error
         seconds = time.perf_counter() - steps.begun
-        _save(trainer, base.name, Path(scratch) / "adapter", out)
+        save_adapter(trainer, base.name, Path(scratch) / "adapter", out)
         if trainer.is_world_process_zero():
             tokenizer.save_pretrained(out)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -181,6 +184,7 @@ def train(
         truncated=lengths.cut,
         max_length=args.max_length,
         steps=trainer.state.global_step,
+        kept_step=_kept_step(trainer),
         resumed_at=steps.first,
         seconds=round(seconds, 3),
         examples_per_second=round(steps.examples / seconds, 2),
@@ -192,7 +196,12 @@ def train(
     )
 
 
-def _save(trainer: Any, base_name: str, scratch: Path, out: Path) -> None:
+def _kept_step(trainer: Any) -> int:
+    best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
+    return int(best or trainer.state.global_step)
+
+
+def save_adapter(trainer: Any, base_name: str, scratch: Path, out: Path) -> None:
     """Write the adapter; every process takes part, and the first one writes.
 
     Raises:

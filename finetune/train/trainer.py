@@ -7,7 +7,7 @@ same products in the same precision, and rounds once where PEFT rounds sums to b
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,6 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora.layer import Linear
 from torch.nn.functional import linear
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from reflux.agents.errors import RefluxError
@@ -33,12 +31,14 @@ SCALED_LOGITS = (
     "output_multiplier",
 )
 """Config keys of models whose logits take more than one matrix product."""
+GOOD = "good-step-"
+"""How the folder of the last good weights begins, beside the checkpoints."""
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc")
 """What torch's allocators say of a full memory."""
 
 
 @contextmanager
-def naming_memory(args: SFTConfig) -> Iterator[None]:
+def naming_memory(args: Any) -> Iterator[None]:
     """Say what to lower where the memory is full.
 
     Raises:
@@ -79,6 +79,8 @@ class StudentTrainer(SFTTrainer):
             fuse_lora(model)
         self.keeps_checkpoints = False
         """Whether checkpoints outlive the training."""
+        self._good: list[torch.Tensor] = []
+        self._good_step = 0
 
     def compute_loss(
         self,
@@ -139,33 +141,57 @@ class StudentTrainer(SFTTrainer):
         """One forward and backward pass.
 
         Raises:
-            RefluxError: the loss or a gradient is not finite; where there are checkpoints, the
-                weights before it are one.
+            RefluxError: the loss or a gradient is not finite. Where there are checkpoints, the
+                last weights with a finite loss are kept beside them.
         """
         loss = self._step(*args, **kwargs)
-        value = float(loss)
-        what = f"the loss is {value}" if not math.isfinite(value) else self._wrong_gradient()
-        if what:
-            kept = ""
-            if self.keeps_checkpoints and self.state.global_step:
-                self._save_checkpoint(self.model, trial=None)
-                kept = f"; the weights of step {self.state.global_step} are kept in " + str(
-                    Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-                )
+        value, wrong = float(loss), ""
+        if not math.isfinite(value):
+            wrong = f"the loss is {value}"
+        elif wrong := self._wrong_gradient():
+            self._keep_good()  # Of these weights the loss is finite.
+        if wrong:
             raise RefluxError(
-                f"{what} at step {self.state.global_step + 1} with learning rate "
+                f"{wrong} at step {self.state.global_step + 1} with learning rate "
                 f"{self._get_learning_rate():.3g} (peak {self.args.learning_rate:.3g}): lower "
-                f"sft.learning_rate or raise sft.warmup_steps{kept}"
+                f"sft.learning_rate or raise sft.warmup_steps{self._saved_good()}"
             )
+        self._keep_good()
         return loss
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        model: Any = self.model
+        return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def _wrong_gradient(self) -> str:
         """What is wrong with the gradients of a whole step; empty where they are finite."""
         if self._sharded or self.args.fp16 or not self.accelerator.sync_gradients:
             return ""  # fp16 skips the steps that overflow.
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self._trained() if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
         return "" if math.isfinite(norm) else f"the gradients' norm is {norm}"
+
+    def _keep_good(self) -> None:
+        """Keep a copy of weights whose loss is finite, where checkpoints outlive the training."""
+        if not self.keeps_checkpoints or self._sharded:
+            return
+        weights = [parameter.detach() for parameter in self._trained()]
+        if not self._good:
+            self._good = [weight.clone() for weight in weights]
+        for kept, weight in zip(self._good, weights, strict=True):
+            kept.copy_(weight)
+        self._good_step = self.state.global_step
+
+    def _saved_good(self) -> str:
+        """Where the last good weights are now, as the end of a sentence; empty without any."""
+        if not self._good or not self._good_step:
+            return ""
+        for parameter, kept in zip(self._trained(), self._good, strict=True):
+            parameter.data.copy_(kept)
+        folder = Path(str(self.args.output_dir)) / f"{GOOD}{self._good_step}"
+        model: Any = self.accelerator.unwrap_model(self.model)
+        model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
+        return f"; the adapter of step {self._good_step}, the last good one, is kept in {folder}"
 
     def _step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
@@ -173,12 +199,15 @@ class StudentTrainer(SFTTrainer):
         """In as many passes as the memory wants, where their losses add up."""
         if num_items_in_batch is None or not self.lean:
             return super().training_step(model, inputs, num_items_in_batch)
-        limit = PASS_TOKENS.get(self.args.device.type, OTHER_PASS_TOKENS)
-        losses = [
-            super(StudentTrainer, self).training_step(model, part, num_items_in_batch)
-            for part in passes(inputs, limit)
-        ]
-        return torch.stack(losses).sum()
+        return self._in_passes(model, passes(inputs, self._pass_tokens), num_items_in_batch)
+
+    @property
+    def _pass_tokens(self) -> int:
+        return PASS_TOKENS.get(self.args.device.type, OTHER_PASS_TOKENS)
+
+    def _in_passes(self, model: Any, parts: Iterable[dict[str, Any]], items: Any) -> torch.Tensor:
+        return torch.stack([super(StudentTrainer, self).training_step(model, part, items)
+                            for part in parts]).sum()  # fmt: skip
 
 
 def _padded_states(model: Any, batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:

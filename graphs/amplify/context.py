@@ -22,6 +22,7 @@ from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.revisions import AGAIN, Override
 from reflux.graphs.traces.store import CallKey
 from reflux.graphs.voting.combiners import Combiner, Expert, PluralityVote
+from reflux.graphs.voting.confidence import Cascade
 from reflux.graphs.voting.voting import VotePolicy
 
 Action = Literal["retry", "other", "human"]
@@ -65,7 +66,7 @@ class ConcurrencyLimit:
     """Runs at most `max_open` sub-questions of each depth at a time; the others wait.
 
     It bounds a tree's memory: without it, every sub-question of a level would start at once. A
-    branch holds a slot of its own depth until it ends and waits only for deeper ones, so no two
+    branch holds a slot of its depth until it ends and waits only for deeper ones, so no two
     branches deadlock. Each event loop has its own slots.
     """
 
@@ -201,6 +202,8 @@ class AmplifyContext:
     weighing: Weighing | None = None
     """Weighs the agent's direct answer to the root question against those of decompositions; None:
     the overseer's answer stands."""
+    cascade: Cascade | None = None
+    """The agent answers the root question alone where it is sure enough."""
     concurrency: ConcurrencyLimit = field(default_factory=ConcurrencyLimit)
     """Changes no answer; questions that share it share the bound."""
     emit: Callable[[Event], None] = silent
@@ -244,6 +247,11 @@ class AmplifyContext:
     def weighs(self, depth: int) -> bool:
         """True where the first attempt at a question of this depth is the direct answer."""
         return self.weighing is not None and depth == 0
+
+    @property
+    def agent_first(self) -> bool:
+        """True where the agent answers the root question before the overseer is asked."""
+        return self.weighing is not None or self.cascade is not None
 
     def decompositions_left(self, depth: int, attempt: int) -> int:
         """Decompositions of a question from this attempt on, if all that are weighed follow."""

@@ -28,6 +28,7 @@ from reflux.graphs.amplify.state import (
     failed_outcome,
     is_accepted,
     plus,
+    with_confidence,
 )
 from reflux.graphs.traces.events import answered
 from reflux.graphs.traces.store import CallKey
@@ -146,7 +147,7 @@ async def _answer_by_votes(
     if flags := {vote.flag for vote in votes if vote.flag}:
         detail["flags"] = {name: sum(v.flag == name for v in votes) for name in sorted(flags)}
     await record_answer(context, node, outcome, detail)
-    return outcome
+    return with_confidence(outcome, detail, votes[-1].logprob if votes else None)
 
 
 def first_vote(context: AmplifyContext, node: NodeRef) -> int:
@@ -292,7 +293,7 @@ async def _answer_by_panel(
     spent, key = plus(*(cost for _, cost in results)), node.key("consensus", number)
     outcome, detail = await combine_votes(context, key, node.question, votes, left, spent)
     await record_answer(context, node, outcome, detail, ("panel", "direct"))
-    return outcome
+    return with_confidence(outcome, detail, None)
 
 
 async def _answer_by_tool(context: AmplifyContext, node: NodeRef, name: str) -> Outcome:

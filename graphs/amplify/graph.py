@@ -60,21 +60,31 @@ async def oversee(state: AmplifyState, runtime: Ran) -> Update:
     context = listening(runtime)
     if state["step"] >= context.limits.steps:
         return {"error": f"no answer after {context.limits.steps} steps"}
-    if context.weighs(state["depth"]) and state["attempt"] == 0:
-        return {"step": state["step"] + 1, **await _leave_to_agent(state, context)}
+    alone: Update | None = None
+    if state["depth"] == state["attempt"] == state["step"] == 0 and context.agent_first:
+        outcome, cascade = await _by_agent(state, context), context.cascade
+        alone = {"step": 1, **_proposed(state, outcome)}
+        if cascade is not None:
+            alone["weighed"] = cascade.judged(outcome.get("confidence"))
+        if context.weighs(0) or alone["weighed"]["cascade"]["sure"]:
+            return alone
+        state = {**state, "spent": alone["spent"], "weighed": alone["weighed"]}
     first = state["first_step"]
     result = StepResult(step_from_json(first)) if first else await take_step(state, context)
     step, spent = result.step, plus(state["spent"], result.spent)
     if step is None:
-        return {"error": result.error, "spent": spent}
+        return {"error": result.error, "spent": spent, "weighed": state["weighed"]}
     advance: Update = {"step": state["step"] + 1, "first_step": None, "spent": spent}
+    advance["weighed"] = state["weighed"]
     if isinstance(step, Answer):
         return {**advance, "proposal": context.normalise(step.text)}
     state = {**state, "spent": spent}
     if not _divides(step, state, context):
         if context.weighs(state["depth"]):  # The agent has answered already.
             return {**advance, "error": NOT_DIVIDED}
-        return {**advance, **await _leave_to_agent(state, context)}
+        if alone is not None:
+            return {**alone, **advance}
+        return {**advance, **_proposed(state, await _by_agent(state, context))}
     if isinstance(step, Chain):
         return {**advance, **await _chained(state, context, step)}
     return {**advance, **_ask_batch(state, context, cast(Ask, step))}
@@ -104,9 +114,12 @@ async def _chained(state: AmplifyState, context: AmplifyContext, chain: Chain) -
     }
 
 
-async def _leave_to_agent(state: AmplifyState, context: AmplifyContext) -> Update:
-    """Let the agent answer the question undivided."""
-    outcome = await answer_directly(context, _node(state, context), left_of(state))
+async def _by_agent(state: AmplifyState, context: AmplifyContext) -> Outcome:
+    """The agent's answer to the question undivided."""
+    return await answer_directly(context, _node(state, context), left_of(state))
+
+
+def _proposed(state: AmplifyState, outcome: Outcome) -> Update:
     return {
         "proposal": outcome["answer"],
         "truncated": outcome["status"] == "truncated",

@@ -52,7 +52,7 @@ def recursion_limit(context: AmplifyContext) -> int:
 async def open_checkpoints(path: Path, damaged: str = RESTORE) -> AsyncGenerator[AsyncSqliteSaver]:
     """The checkpointer of a file, which is created if it is missing.
 
-    An SQLite error inside the block is this file's: trajectories raise errors of their own.
+    An SQLite error inside the block is this file's: trajectories raise their own errors.
 
     Args:
         damaged: the remedy for a file that is not a whole database.

@@ -3,12 +3,13 @@
 Everything is of plain JSON types, so any checkpointer can store it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NotRequired, TypedDict, cast
 
 from reflux.agents.budget import Budget
 from reflux.graphs.amplify.weighing import Candidate
 from reflux.graphs.traces.trajectories import is_accepted
+from reflux.graphs.voting.confidence import confidence_of
 
 Status = Literal["ok", "unchecked", "truncated", "rejected", "failed", "over_budget", "stopped"]
 """What is known of an answer. All but `failed` and `stopped` carry the best answer so far.
@@ -59,6 +60,19 @@ class Outcome(TypedDict):
     status: Status
     error: str | None
     spent: Spent
+    confidence: NotRequired[float | None]
+    """How sure the answer is, 0 to 1; see `reflux.graphs.voting.confidence`."""
+
+
+def with_confidence(
+    outcome: Outcome, detail: Mapping[str, Any], min_logprob: float | None
+) -> Outcome:
+    """The outcome of a question that was not divided, with how sure its answer is; the rest is as
+    in `confidence_of`."""
+    if outcome["answer"] is None:
+        return outcome
+    about = {**detail, "answer": outcome["answer"]}
+    return {**outcome, "confidence": confidence_of(about, min_logprob)}
 
 
 def failed_outcome(reason: str) -> Outcome:
@@ -150,7 +164,8 @@ class AmplifyState(NodeState):
     candidates: list[Candidate]
     """Answers to the root question that are weighed against one another."""
     weighed: dict[str, Any]
-    """What they weighed, once one is chosen."""
+    """What they weighed, once one is chosen; or whether the agent was sure enough, under
+    `cascade`."""
     outcome: Outcome | None
 
 

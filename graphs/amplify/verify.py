@@ -91,6 +91,7 @@ async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[s
                 key.question, key.path, "check", verdict.ok, detail, key=str(attempt)
             )
         weighs = context.weighs(state["depth"]) and context.tests_form_only and not by_human
+        weighs = weighs and not state["weighed"].get("cascade", {}).get("sure", False)
         if verdict.ok and weighs:
             means, cost = await _meaning(state, context, proposal, spent)
             candidate = Candidate(
@@ -174,7 +175,7 @@ def _weigh(
         ended = {"answer": answer, "status": status, "error": None, "spent": spent}
         failure = None if state["error"] == NOT_DIVIDED else state["error"]
         note = "; ".join(filter(None, (choice.detail["note"], failure)))
-        weighed = choice.detail | {"note": note}
+        weighed = state["weighed"] | choice.detail | {"note": note}
         return {"outcome": ended, "candidates": candidates, "weighed": weighed}
     so_far = choice.detail["candidates"]
     context.emit({"event": "weighed", "path": state["path"], "candidates": so_far})

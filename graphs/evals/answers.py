@@ -4,22 +4,18 @@ Everything but rightness is read from the trajectory, so a replay gives the same
 """
 
 import hashlib
-import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from reflux.agents.budget import Price
-from reflux.graphs.amplify.direct_answer import step_and_retries
 from reflux.graphs.ask_options import Origin
+from reflux.graphs.evals.confidence.recorded import confidence
 from reflux.graphs.evals.eval_task import EvalTask
 from reflux.graphs.traces.store import TraceStore, chains
 from reflux.graphs.traces.tree import Node, load_tree
 
-CERTAIN = math.inf
-"""Confidence of a part that adds no doubt."""
 Mark = Callable[[str, str | None], bool | None]
 """(question, answer) → right; None without a score."""
 
@@ -142,74 +138,3 @@ class Ledger:
             " kind='model' AND cached=0 AND error IS NULL GROUP BY request_digest"
         )
         return {digest: seconds for digest, seconds in rows}
-
-
-def confidence(store: TraceStore, root_id: str, root: Node) -> float | None:
-    """How confident the answer at the root is, 0 to 1; None where the log doesn't tell.
-
-    An answer is as confident as its least confident part:
-
-        several votes     the share of the votes that the answer has
-        several experts   the share of experts that agree
-        one copy          the probability of its least certain token
-        a combination     the least confident part of the last attempt
-        external graph    the `confidence` that it returned
-
-    The overseer's own answers and tools add no doubt. Where a part is unknown, so is the whole.
-    """
-    if root.answer is None:
-        return None
-    logprobs: dict[tuple[str, int, int], float | None] = {}
-    for row in store.select(
-        "SELECT path, step, attempt, logprobs FROM calls WHERE question=? AND error IS NULL AND "
-        "kind='model' AND role LIKE 'answer%' ORDER BY id",
-        (root_id,),
-    ):
-        tokens: list[list[Any]] = json.loads(row["logprobs"] or "[]")
-        key = (row["path"], row["step"], row["attempt"])
-        logprobs[key] = min((token[1] for token in tokens), default=None)
-    direct: dict[str, tuple[str | None, float | None]] = {}
-    stated: float | None = None
-    for row in store.select(
-        "SELECT path, kind, key, detail FROM judgements WHERE question=? AND "
-        "(kind='direct' OR (kind='outcome' AND path='')) ORDER BY id",
-        (root_id,),
-    ):
-        detail = json.loads(row["detail"])
-        if row["kind"] == "direct":
-            logprob = logprobs.get((row["path"], *step_and_retries(row["key"])))
-            direct[row["path"]] = detail["answer"], _of_direct(detail, logprob)
-        else:
-            stated = detail.get("confidence")
-    value = _of_node(root, direct) if stated is None else stated
-    return None if value == CERTAIN else value
-
-
-def _of_node(node: Node, direct: Mapping[str, tuple[str | None, float | None]]) -> float | None:
-    """Confidence of a subtree; `direct` holds the newest direct (answer, confidence) by path."""
-    if node.path in direct:
-        answer, value = direct[node.path]
-        if not node.children or answer == node.answer:
-            return value
-    if not node.children:
-        return CERTAIN if node.answered_by == "H" else None
-    last = max(map(_attempt, node.children))
-    parts = [_of_node(child, direct) for child in node.children if _attempt(child) == last]
-    known = [part for part in parts if part is not None]
-    return min(known) if len(known) == len(parts) else None
-
-
-def _of_direct(detail: Mapping[str, Any], logprob: float | None) -> float | None:
-    if "disagreement" in detail:
-        return 1.0 - detail["disagreement"]
-    votes = detail.get("votes", 0)
-    if votes == 0:
-        return CERTAIN  # A tool.
-    if votes > 1:
-        return dict(detail.get("tally", ())).get(detail["answer"], 0) / votes
-    return None if logprob is None else math.exp(min(0.0, logprob))
-
-
-def _attempt(child: Node) -> int:
-    """The parent's attempt with which the last part of a node's path begins."""
-    return int(child.path.rpartition("/")[2].split(".")[0])

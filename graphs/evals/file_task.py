@@ -24,7 +24,7 @@ MODEL: Sequence[Overseer] = (ModelOverseer(),)
 class FileTask(Task):
     """Questions of a file, of which all, some or none have true answers.
 
-    Its check is for whole answers: sub-answers have forms of their own.
+    Its check is for whole answers: sub-answers have their own forms.
     """
 
     checks_parts = False

@@ -1,4 +1,4 @@
-"""Statistics of an evaluation, as pure functions: intervals, tests, calibration.
+"""Statistics of an evaluation, as pure functions: intervals and tests.
 
 Systems answer the same questions, so they are compared question by question. The unit of sampling
 is the question, not the answer.
@@ -18,7 +18,6 @@ from reflux.agents.errors import UsageError
 Z95 = 1.959963984540054
 """The normal distribution has 95% of its mass within this many standard deviations."""
 RESAMPLES = 10_000
-BINS = 10
 
 
 def wilson(right: float, n: int) -> tuple[float, float]:
@@ -111,71 +110,3 @@ def difference(
     value = sum(total for total, _ in clusters) / sum(size for _, size in clusters)
     p = mcnemar(only_first, only_second)
     return Difference(first, second, value, (low, high), p, only_first, only_second, len(clusters))
-
-
-@dataclass(frozen=True)
-class Bin:
-    """Answers of similar confidence."""
-
-    confidence: float
-    accuracy: float
-    ci95: tuple[float, float]
-    n: int
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How well a system's confidence predicts its accuracy."""
-
-    brier: float
-    """Mean squared error of the confidence (Brier 1950); 0 is best, and a constant 0.5 has 0.25."""
-    ece: float
-    """Mean distance of accuracy and confidence over the bins, weighted by their answers."""
-    bins: tuple[Bin, ...]
-    n: int
-    """Answers whose confidence is known."""
-    unknown: int
-
-
-def brier(answers: Sequence[tuple[float, bool]]) -> float:
-    """Mean squared distance of (confidence, right) (Brier 1950)."""
-    return sum((confidence - right) ** 2 for confidence, right in answers) / len(answers)
-
-
-def reliability(answers: Sequence[tuple[float, bool]], bins: int = BINS) -> tuple[Bin, ...]:
-    """Bins of equal mass over (confidence, right), by confidence (Nguyen and O'Connor 2015).
-
-    Answers of equal confidence share a bin, so shares of votes, which have few values, give fewer
-    or unequal bins.
-    """
-    ordered = sorted(answers, key=lambda answer: answer[0])
-    result: list[Bin] = []
-    start = 0
-    for end, (confidence, _) in enumerate(ordered, start=1):
-        # A bin ends where the answers so far fill it and those before it.
-        full = end * bins >= (len(result) + 1) * len(ordered)
-        if end < len(ordered) and (not full or ordered[end][0] == confidence):
-            continue
-        part = ordered[start:end]
-        start = end
-        right = sum(right for _, right in part)
-        mean = sum(confidence for confidence, _ in part) / len(part)
-        result.append(Bin(mean, right / len(part), wilson(right, len(part)), len(part)))
-    return tuple(result)
-
-
-def calibration_error(bins: Sequence[Bin]) -> float:
-    """Expected calibration error (Naeini, Cooper and Hauskrecht 2015), over any bins."""
-    total = sum(each.n for each in bins)
-    return sum(each.n * abs(each.accuracy - each.confidence) for each in bins) / total
-
-
-def calibration(answers: Sequence[tuple[float | None, bool]]) -> Calibration | None:
-    """Calibration over (confidence, right) of each answer; None where no confidence is known."""
-    known = [(confidence, right) for confidence, right in answers if confidence is not None]
-    if not known:
-        return None
-    bins = reliability(known)
-    return Calibration(
-        brier(known), calibration_error(bins), bins, len(known), len(answers) - len(known)
-    )

@@ -4,6 +4,7 @@ Answers are scored one by one as they are read from the record. What is kept of 
 its question's id and its confidence, some 100 bytes; the rest is read again where it is printed.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
@@ -14,6 +15,7 @@ from reflux.agents.errors import RefluxError
 from reflux.graphs.amplify.state import Spent
 from reflux.graphs.evals.answers import Answered, Ledger, Mark, SeedResult, answers_of
 from reflux.graphs.evals.best_of import EqualTokens
+from reflux.graphs.evals.confidence.curve import Both, Point, cost_curve
 from reflux.graphs.evals.decisions import Decision, Differences, decide
 from reflux.graphs.evals.eval_task import EvalTask
 from reflux.graphs.evals.metrics import RESAMPLES, Difference, difference
@@ -25,6 +27,10 @@ MAX_SAMPLES = 200
 """Wrong answers of a system that are compared by other rules."""
 FEW_RIGHT, MANY_HOLD = 0.1, 0.3
 """Another rule is hinted at where accuracy is below the first, and this share more by that rule."""
+
+
+OF_AGENT = re.compile(r"amplified$|best-of-|cascade-")
+"""Systems that ask the agent more than once."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,8 @@ class Results:
     decisions: Sequence[Decision]
     levels: Mapping[str, Sequence[Level]]
     equal: EqualTokens | None
+    curve: Sequence[Point]
+    """Cascades of the agent alone and the amplified system, where both were evaluated."""
     record: Mapping[str, Mapping[str, int]]
     """What `EvalRun.record` tells of each system."""
     hints: Sequence[str] = ()
@@ -89,6 +97,7 @@ class Results:
             "differences": [asdict(difference) for difference in self.differences],
             "decisions": [asdict(decision) for decision in self.decisions],
             "equal_tokens": asdict(self.equal) if self.equal else None,
+            "cascade": [*map(asdict, self.curve)],
             "breakdown": {key: [*map(asdict, levels)] for key, levels in self.levels.items()},
             "record": {key: dict(counts) for key, counts in self.record.items()},
             "hints": list(self.hints),
@@ -208,20 +217,22 @@ class Grading:
             for first, second in combinations(models, 2)
             if (right := self._pairs(second, first)[0])
         ]
+        answers = {
+            key: Answers(self._ledger, task, key, self._results[key], self.tallies[key])
+            for key in models
+        }
         return Results(
             eval_task=task.name,
             split=task.split,
             rule=task.rule,
             seeds=seeds,
-            answers={
-                key: Answers(self._ledger, task, key, self._results[key], self.tallies[key])
-                for key in models
-            },
+            answers=answers,
             summaries=summaries,
             differences=compared,
             decisions=decisions,
             levels={key: self._breakdowns[key].levels() for key in models},
             equal=equal,
+            curve=_curve(models, answers),
             record=record,
             hints=tuple(text for key in models for text in self._hint(key, summaries[key])),
             failures=len(self._failures),
@@ -252,3 +263,17 @@ class Grading:
                 f"{key}: {right} of {len(samples)} wrong answers are right by --score {rule}; see "
                 "whether that is what is meant: no call is repeated"
             )
+
+
+def _curve(models: Mapping[str, str], answers: Mapping[str, Answers]) -> list[Point]:
+    """Cascades of the first system that is the amplified system's agent alone."""
+    agent = models.get("amplified")
+    alone = (key for key, model in models.items() if model == agent and not OF_AGENT.match(key))
+    if agent is None or (key := next(alone, None)) is None:
+        return []
+    both = [
+        Both(a.confidence, a.right, b.right, a.tokens, b.tokens)
+        for a, b in zip(answers[key], answers["amplified"], strict=True)
+        if a.right is not None and b.right is not None
+    ]
+    return cost_curve(both) if any(each.confidence is not None for each in both) else []

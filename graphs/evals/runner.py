@@ -58,7 +58,10 @@ async def evaluate(
                 )
         except RefluxError as error:
             failures.append(error)
-        tally.add(right, outcome["status"], outcome["spent"], error=outcome["error"])
+        tally.add(
+            right, outcome["status"], outcome["spent"],
+            error=outcome["error"], confidence=outcome.get("confidence"),
+        )  # fmt: skip
         if on_done is not None:
             on_done(len(tally.ids))
 
@@ -123,7 +126,7 @@ class EvalRunner:
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """What else decides the answers: other settings ask every question again."""
     max_concurrency: int | None = None
-    """Questions at a time; by default fewer of a user's graph than of our own systems."""
+    """Questions at a time; by default fewer of a user's graph than of Reflux's systems."""
     listener: Listener = lambda key, done, total: None
     again: bool = False
     """Ask anew what is on record, as another generation of answers."""

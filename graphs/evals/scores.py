@@ -9,7 +9,8 @@ from math import isnan, nan
 from typing import Any
 
 from reflux.graphs.amplify.state import Spent, is_accepted
-from reflux.graphs.evals.metrics import Calibration, calibration, wilson
+from reflux.graphs.evals.confidence.calibration import Calibration, Scaled, calibration, scaled
+from reflux.graphs.evals.metrics import wilson
 from reflux.graphs.traces.tree import Node
 
 KINDS = ("combined", "H", "copy", "tool")
@@ -49,10 +50,14 @@ class Score:
     seconds: float
     cost: float | None
     calibration: Calibration | None
+    scaled: Scaled | None = None
+    """What temperature scaling makes of the confidences; None of too few."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; ci95 as a list. Without a scored answer there is no accuracy."""
         body = {**asdict(self), "ci95": list(self.ci95)}
+        body |= {"scaling": self.scaled and self.scaled.to_json()}
+        del body["scaled"]
         return body | ({"accuracy": None, "ci95": None} if self.unscored == self.n else {})
 
 
@@ -128,6 +133,7 @@ class Tally:
             seconds=self._seconds,
             cost=None if isnan(self._cost) else self._cost,
             calibration=calibration(known),
+            scaled=scaled(known),
         )
 
 

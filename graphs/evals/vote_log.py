@@ -17,6 +17,7 @@ from reflux.agents.errors import UsageError
 from reflux.agents.types import Completion
 from reflux.agents.verifiers import RedFlags
 from reflux.graphs.amplify.direct_answer import step_and_retries
+from reflux.graphs.amplify.state import is_accepted
 from reflux.graphs.evals.metrics import wilson
 from reflux.graphs.evals.task import Task, is_held_out
 from reflux.graphs.traces.store import TraceStore
@@ -107,6 +108,8 @@ class VotedQuestion:
     answer: str | None
     """The chosen one."""
     replies: tuple[Completion, ...]
+    accepted: bool = True
+    """Whether the vote and the check accepted the answer."""
 
 
 VOTES = """
@@ -142,7 +145,11 @@ def voted_questions(store: TraceStore, system: str | None = None) -> Iterator[Vo
         if (votes := replies.pop(node, None)) is not None:
             detail: dict[str, Any] = json.loads(row["detail"])
             yield VotedQuestion(
-                detail["question"], row["question"], detail["answer"], tuple(votes.values())
+                detail["question"],
+                row["question"],
+                detail["answer"],
+                tuple(votes.values()),
+                is_accepted(detail["status"]),
             )
 
 

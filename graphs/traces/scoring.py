@@ -1,7 +1,7 @@
 """Scores of recorded trajectories, by a program or by a model, and how far humans agree.
 
 A score is a judgement of kind "feedback" under the name of its author. Humans judge by a verdict in
-review, or by a score of their own; Cohen's kappa tells how far an author agrees with them beyond
+review, or by their own score; Cohen's kappa tells how far an author agrees with them beyond
 chance (Cohen 1960, "A coefficient of agreement for nominal scales").
 """
 

@@ -1,7 +1,7 @@
 """Trajectories of any program's agent, whichever way they were recorded: values, writer, reader.
 
 Recording by URL, by callback and by import make the same values, and one writer stores them in the
-tables of our own trees, so that lists, review, rows and exports need not ask where one came from:
+tables of Reflux's trees, so that lists, review, rows and exports need not ask where one came from:
 
     questions   one trajectory: `system` and `split` are "recorded", `text` is the last user text of
                 its first call, `source` says how it was recorded (NULL for our own trees), `about`

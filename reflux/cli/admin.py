@@ -42,11 +42,10 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
         pip_install,
     )
     from reflux.agents.overseers.form_probe import QUESTIONS, forms_kept, recommended
-    from reflux.agents.overseers.step_forms import is_learned
     from reflux.agents.types import ChatRequest, Sampling
     from reflux.finetune import check_cache_folder, missing_training_packages
     from reflux.finetune.gates import failed_gates
-    from reflux.finetune.registry import POINTERS
+    from reflux.finetune.registry import POINTERS, role_of
     from reflux.finetune.run_folder import RunFolder
     from reflux.models import endpoint, open_run
     from reflux.report.rounds_tables import parity_text
@@ -111,11 +110,11 @@ def promote_student(
     run: RunDir = DEFAULT_RUN,
     as_json: Json = False,
 ) -> None:
-    """Make a student the agent of the run, or an overseer that of the run."""
+    """Make a student the agent of the run, or what its name ends in: an overseer, say."""
     registry = open_students(run)
     with RunFolder(run).lock():
         registry.promote(student)
-    role = ("--role", "overseer") if is_learned(student) else ()
+    role = () if role_of(student) == "agent" else ("--role", role_of(student))
     undo = command("reflux", "students", "rollback", *role, "--run", run)
     done = f"{student} is promoted; `{undo}` undoes it"
     print_result({"current": student}, done, as_json)
@@ -124,7 +123,8 @@ def promote_student(
 def rollback_student(
     run: RunDir = DEFAULT_RUN,
     role: Annotated[
-        Literal["agent", "overseer"], typer.Option(help="Whom to roll back.")
+        Literal["agent", "overseer", "aggregator", "verifier"],
+        typer.Option(help="Whom to roll back."),
     ] = "agent",
     as_json: Json = False,
 ) -> None:

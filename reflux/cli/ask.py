@@ -53,7 +53,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
         tree_view,
     )
     from reflux.review_actions import reply_in_run
-    from reflux.routing import recorded_route
+    from reflux.routing import recorded_cascade, recorded_route
     from reflux.tasks import task_named, task_of
 
 
@@ -71,6 +71,7 @@ def ask(
     overseer: contract.Overseer = None,
     candidates: contract.Candidates = None,
     route: contract.Route = None,
+    cascade: contract.Cascade = None,
     demos: contract.Demos = None,
     tool: contract.Tools = None,
     depth: contract.Depth = 1,
@@ -113,6 +114,7 @@ def ask(
         candidates=candidates_of(decomposer, candidates),
         route=recorded_route(route),
         demos=recorded_demos(demos),
+        cascade=recorded_cascade(folder.registry, agent, cascade),
     )
     origin = Origin.new(folder.id, "ask", task_name)
 
@@ -237,6 +239,7 @@ def _run(
                 "status": status,
                 "error": outcome["error"] if outcome else None,
                 "spent": outcome["spent"] if outcome else None,
+                "confidence": outcome.get("confidence") if outcome else None,
                 "pending": [asdict(pending) for pending in answered.pending],
                 "tree": tree.to_json(),
             }

@@ -65,6 +65,16 @@ Route = Annotated[
         metavar="FOLDER",
     ),
 ]
+Cascade = Annotated[
+    float | None,
+    typer.Option(
+        "--cascade",
+        help="Divide only questions on which the agent is less sure than this, 0 to 1.",
+        min=0,
+        max=1,
+        metavar="SHARE",
+    ),
+]
 Demos = Annotated[
     Path | None,
     typer.Option(

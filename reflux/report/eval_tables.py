@@ -21,6 +21,14 @@ MEANT = (
     "known: calls that the cache answered; seconds: the sum of the models' latencies, which "
     "overlap."
 )
+SCALED = (
+    "scaled: ECE after temperature scaling, each half of the answers by the scaling of the other; "
+    "T, offset: the scaling of all."
+)
+CURVE = (
+    "Read off the two systems' answers to the same questions: a threshold chosen here is too good "
+    "by chance. Try it on others: cascade-0.8, with the agent's scaling where it has one."
+)
 REASON = 100
 """Maximum characters of a reason why questions failed."""
 MANY = 100
@@ -55,6 +63,8 @@ def figures(results: Results, source: Mapping[str, Any]) -> list[Figures]:
         shown.append(_differences(results))
     if any(summary.calibration for summary in results.summaries.values()):
         shown.append(_calibration(results))
+    if results.curve:
+        shown.append(_cascade(results))
     return shown + [
         _breakdown(key, results) for key, levels in results.levels.items() if len(levels) > 1
     ]
@@ -202,8 +212,23 @@ def _calibration(results: Results) -> Figures:
         if (c := s.calibration) is not None:
             brier, ece = share(c.brier, c.n), share(c.ece, c.n)
             bins, n, unknown = str(len(c.bins)), c.n, c.unknown
-        rows.append((key, brier, ece, bins, str(n), str(unknown)))
-    return Figures("Calibration", ("system", "Brier", "ECE", "bins", "n", "unknown"), rows)
+        after, by = "–", "–"
+        if (found := s.scaled) is not None:
+            after = share(found.after.ece, n)
+            by = f"{found.scaling.temperature:.2f}, {found.scaling.offset:+.2f}"
+        rows.append((key, brier, ece, after, by, bins, str(n), str(unknown)))
+    columns = ("system", "Brier", "ECE", "scaled", "T, offset", "bins", "n", "unknown")
+    return Figures("Calibration", columns, rows, (SCALED,))
+
+
+def _cascade(results: Results) -> Figures:
+    rows = [
+        ("–" if p.threshold is None else f"{p.threshold:.3f}", share(p.deferred, MANY),
+         share(p.accuracy, MANY), f"{p.tokens:.1f}")
+        for p in results.curve
+    ]  # fmt: skip
+    columns = ("from confidence", "amplified", "accuracy", "tokens/n")
+    return Figures("The agent alone where it is sure, else amplified", columns, rows, (CURVE,))
 
 
 def _short(count: int) -> str:

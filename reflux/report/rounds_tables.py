@@ -116,6 +116,22 @@ def overseer_lines(
     return lines
 
 
+def retention_lines(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the last student keeps, and how well its confidence is calibrated by round."""
+    lines = [row["retention"]["verdict"] for row in rounds[-1:] if row.get("retention")]
+    errors: list[str] = []
+    for row in rounds:
+        student = row.get("student") or {}
+        if calibration := student.get("calibration"):
+            after = (student.get("scaling") or {}).get("ece")
+            scaled = f" ({after[1]:.3f} scaled)" if after else ""
+            errors.append(
+                f"round {row['round']}: ECE {calibration['ece']:.3f}{scaled}, Brier "
+                f"{calibration['brier']:.3f}"
+            )
+    return [*lines, *([f"How sure the students are: {'; '.join(errors)}."] if errors else [])]
+
+
 def parity_text(parity: Mapping[str, Any] | None) -> str:
     """`batched 12/12, llama.cpp 11/12 as in PEFT`, or a dash."""
     if not parity:

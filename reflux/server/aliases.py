@@ -32,7 +32,9 @@ from reflux.graphs.traces.recording.replies import ReplyBody
 from reflux.graphs.traces.recording.requests import read_request
 from reflux.graphs.traces.store import CallKey
 from reflux.graphs.traces.trajectories import RecordedCall
+from reflux.graphs.voting.confidence import Cascade, Scaling, confidence_of
 from reflux.models import STUDENT
+from reflux.routing import scaling_of
 from reflux.server.chat_reply import Emit, Put, Reply, usage_of
 from reflux.server.chat_request import ChatRequest
 from reflux.server.settings import Fallback, ServeSettings
@@ -102,8 +104,22 @@ def route(place: Place, name: str, settings: ServeSettings, find: Find) -> Route
         return Route(None, other)
 
 
-def problem_of(reply: Completion, tools: Sequence[ToolSpec], schema: str, rules: Fallback) -> str:
-    """The rule that a reply breaks, in words; empty where it breaks none."""
+def problem_of(
+    reply: Completion,
+    tools: Sequence[ToolSpec],
+    schema: str,
+    rules: Fallback,
+    scaling: Scaling | None = None,
+) -> str:
+    """The rule that a reply breaks, in words; empty where it breaks none.
+
+    `scaling` is that of the model's confidence.
+    """
+    if rules.min_confidence is not None and reply.min_logprob is not None:
+        cascade = Cascade(rules.min_confidence, scaling or Scaling())
+        found = cascade.probability(confidence_of({"votes": 1}, reply.min_logprob)) or 0.0
+        if found < rules.min_confidence:
+            return f"the model is sure to {found:.2f}, below {rules.min_confidence:g}"
     if rules.min_logprob is not None:
         least = reply.min_logprob
         if least is not None and least < rules.min_logprob:
@@ -178,7 +194,7 @@ class AliasAnswer:
         first, other = self._route.first, self._route.other
         if first is not None:
             requests = self._requests(first)
-            if self._rules is not None and self._rules.min_logprob is not None:
+            if self._rules is not None and self._rules.needs_logprobs:
                 requests = [_with_logprobs(request) for request in requests]
             try:
                 async with asyncio.timeout(self._rules.seconds if self._rules else None):
@@ -208,8 +224,11 @@ class AliasAnswer:
     def _problem(self, requests: Sequence[ModelRequest], replies: Sequence[Completion]) -> str:
         if self._rules is None:
             return ""
-        rules, request = self._rules, requests[0]
-        problems = (problem_of(reply, request.tools, request.schema, rules) for reply in replies)
+        rules, request, registry = self._rules, requests[0], self._run.folder.registry
+        scaling = scaling_of(registry, request.model) if rules.min_confidence is not None else None
+        problems = (
+            problem_of(reply, request.tools, request.schema, rules, scaling) for reply in replies
+        )
         return next(filter(None, problems), "")
 
     async def _ask(self, requests: Sequence[ModelRequest], put: Put) -> list[Completion]:

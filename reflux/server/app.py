@@ -159,7 +159,7 @@ def create_app(
             CORSMiddleware,
             allow_origins=settings.origins,
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["*"],  # The SDKs send headers of their own.
+            allow_headers=["*"],  # The SDKs send their own headers.
             expose_headers=[chat_api.TRAJECTORY_HEADER],
         )
     app.add_middleware(Guard, settings=settings, metrics=metrics)

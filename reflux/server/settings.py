@@ -62,8 +62,16 @@ class Fallback:
     """A reply, or a tool call of it, breaks the schema that the request holds."""
     min_logprob: Annotated[float, Field(le=0)] | None = None
     """The least certain token of a reply is below this natural-log probability."""
+    min_confidence: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The probability that a reply is right is below this: that of its least certain token, scaled
+    as the evaluation of the student found."""
     seconds: Annotated[float, Field(gt=0)] | None = None
     """The reply takes longer."""
+
+    @property
+    def needs_logprobs(self) -> bool:
+        """Whether a rule judges how sure a reply is."""
+        return self.min_logprob is not None or self.min_confidence is not None
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,9 @@ class ModelNames(Access):
     split: dict[str, Annotated[float, Field(ge=0, le=1)]] = field(default_factory=dict[str, float])
     """Share of the trajectories that a model with an alias answers; 1 where none is given."""
     fallback: Fallback | None = None
+    cascade: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The models `amplified` divide only questions on which the agent is less sure than this; None
+    has them divide every question."""
 
 
 @dataclass(frozen=True)

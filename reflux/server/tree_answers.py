@@ -23,6 +23,7 @@ from reflux.graphs.conversation import cut_at, question_of
 from reflux.graphs.evals.task import Task
 from reflux.graphs.traces.spending import tokens_of
 from reflux.overseers import candidates_of
+from reflux.routing import recorded_cascade
 from reflux.server.chat_reply import Emit, Put, Reply, usage_of
 from reflux.server.chat_request import HINTS, ChatRequest, Message
 from reflux.server.errors import ApiError
@@ -91,6 +92,7 @@ def tree_answer(
         seed=draw_seed(request),
         route=settings.route,
         demos=settings.demos if tree.name == settings.overseer else {},
+        cascade=recorded_cascade(run.folder.registry, agent, settings.cascade),
     )
     overseers = {tree.name: tree.overseer} if tree.overseer is not None else {}
     granted = grants if task is not None and not isinstance(grants, RefluxError) else NO_GRANTS

@@ -101,7 +101,6 @@ def sent(server: HTTPServer, number: int = 0) -> dict[str, Any]:
 async def test_chat_openai_is_sent_all_that_decides_the_reply(httpserver: HTTPServer) -> None:
     httpserver.expect_request(PATH).respond_with_json(reply({"content": "4"}))
     client = openai_at(httpserver)
-    assert client.not_passed == ()
     await client.complete(ChatRequest("m", QUESTION.messages, ALL))
     body = sent(httpserver)
     limit = body.pop("max_tokens", None) or body.pop("max_completion_tokens")
@@ -201,9 +200,8 @@ async def test_chat_ollama_is_set_by_its_fields(httpserver: HTTPServer) -> None:
     assert (read.text, read.tokens, read.finish_reason) == ("4", 12, "length")
 
 
-async def test_settings_without_a_field_are_named_and_the_others_set() -> None:
+async def test_settings_without_a_field_are_left_out_and_the_others_set() -> None:
     client, model = fake(AIMessage("4"))
-    assert client.not_passed == ("seed", "logprobs", "top_logprobs")
     await client.complete(ChatRequest("m", QUESTION.messages, ALL))
     assert [entry[1:] for entry in model.seen] == [(["\n"], 0.7, 9, {})]
     assert (model.temperature, model.num_predict) == (1.0, 7)

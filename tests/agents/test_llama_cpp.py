@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from reflux.agents.clients.llama_cpp import (
 from reflux.agents.clients.openai import OpenAIClient
 from reflux.agents.errors import EndpointError, MissingError
 from reflux.agents.prompts import answer_prompt
-from reflux.agents.types import ChatRequest, Sampling
+from reflux.agents.types import ChatRequest, Sampling, ToolSpec
 
 pytestmark = pytest.mark.engine
 
@@ -185,7 +186,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files of the servers started, in order; none of them is real."""
     files: list[Path] = []
 
-    def start(found: ModelFiles, _: EngineConfig) -> FakeServer:
+    def start(found: ModelFiles, *_: object) -> FakeServer:
         files.append(found.gguf)
         return FakeServer()
 
@@ -242,3 +243,17 @@ async def test_one_name_starts_one_server(
     await asyncio.gather(*(client.complete(QUESTION) for _ in range(5)))
     await client.close()
     assert len(started) == 1
+
+
+async def test_tools_that_the_models_own_template_leaves_out_are_rendered_as_text(
+    gguf: Path,
+) -> None:
+    client = LlamaCppClient(lambda _: ModelFiles(gguf), replace(SMALL, context=1024))
+    schema = '{"type": "object", "properties": {"city": {"type": "string"}}}'
+    tool = ToolSpec("get_weather", "Tells the weather.", schema)
+    plain = await client.complete(QUESTION)
+    offered = await client.complete(replace(QUESTION, tools=(tool,)))
+    again = await client.complete(QUESTION)
+    await client.close()
+    assert offered.prompt_tokens > plain.prompt_tokens + 100
+    assert (again.text, again.prompt_tokens) == (plain.text, plain.prompt_tokens)

@@ -229,6 +229,7 @@ async def test_no_more_requests_are_under_way_than_allowed(httpserver: HTTPServe
     assert 1 <= max_votes <= 3
 
 
+@pytest.mark.slow
 async def test_more_requests_than_a_pool_holds_are_under_way_and_closing_ends_all_connections() -> (
     None
 ):

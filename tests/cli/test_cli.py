@@ -23,7 +23,7 @@ pytestmark = pytest.mark.process
 
 
 def run(*words: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> Ended:
-    """Run `reflux` in a process of its own."""
+    """Run `reflux` in a separate process."""
     before = None if cwd is None else partial(os.chdir, cwd)
     return begin(words, {"COLUMNS": "200", **(env or {})}, before).wait()
 

@@ -534,7 +534,7 @@ def test_the_answers_are_a_log_that_inspect_reads(tmp_path: Path) -> None:
     assert len(inspect_log.read_eval_log(str(one)).samples) == 8
 
 
-# What follows is the command itself, in a process of its own.
+# What follows is the command itself, in a separate process.
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ anchor: 3
 anchor_tokens: 4
 canaries: 2
 gates: {imitation: 0.0, retention: 0.0, regression: 1.0, canary: 0.0, parity: 0.0}
-sft: {max_steps: 2, per_device_train_batch_size: 4}
+sft: {max_steps: 2, per_device_train_batch_size: 1}
 """
 STAGES = (
     "distill student-r0",

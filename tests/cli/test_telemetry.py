@@ -128,7 +128,8 @@ def test_a_missing_extra_ends_a_command_with_one_line_and_its_remedy(tmp_path: P
 def test_a_collector_that_is_away_delays_no_answer_and_breaks_none(tmp_path: Path) -> None:
     with scripted() as script:
         env = {"OPENAI_BASE_URL": script.url, "OPENAI_API_KEY": "k"}
-        ended = run(ASK, tmp_path, {**env, ENDPOINT: "http://127.0.0.1:9"})
+        away = {ENDPOINT: "http://127.0.0.1:9", "OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
+        ended = run(ASK, tmp_path, env | away)
     assert ended.returncode == 0, ended.stderr
     assert '"status": "unchecked"' in ended.stdout
 

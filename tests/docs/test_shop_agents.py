@@ -10,9 +10,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from reflux.agents.clients.endpoints import Endpoint
 from reflux.agents.clients.openai import OpenAIClient
+from reflux.finetune.data.conversations import tools_of, turn_of
+from reflux.finetune.data.encoding import for_template
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.trajectories import Trajectory, load
 from tests.support.commanding import begin
@@ -113,9 +116,15 @@ def test_an_agent_is_answered_by_the_student_that_was_distilled_from_it(
         assert len(done.stdout.splitlines()) == 3, done.stderr
     calls = [call for each in recorded(app) if each.source == "serve" for call in each.calls]
     assert {call.model for call in calls} == {"student-shop"}
-    # A token of this base is a byte, and its template has the tools before the task.
-    tools = json.dumps(teacher.bodies[0]["tools"])
-    assert all(call.reply.prompt_tokens > len(tools) for call in calls)
+    # It was asked as it was trained, tools and all: a token of this base is a byte.
+    tokenizer = AutoTokenizer.from_pretrained(app / "students" / "student-shop")
+    for call in calls:
+        turns = [for_template(turn_of(message)) for message in call.messages]
+        text = tokenizer.apply_chat_template(
+            turns, tools=tools_of(list(call.tools)), add_generation_prompt=True, tokenize=False
+        )
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert len(call.tools) == 3 and call.reply.prompt_tokens == len(ids)
 
     words = ["eval", "--run", str(app), "--replay", str(held_out), "--json"]
     ended = begin([*words, "--systems", "student-shop,recorded", "--limit", "4"]).wait()

@@ -20,8 +20,8 @@ from reflux.agents.tools.python_sandbox import SandboxLimits
 from reflux.agents.types import Sampling
 from reflux.agents.verifiers import BackwardVerifier, CriticVerifier, Judge, RedFlags
 from reflux.finetune.configs.engine import EngineSpec
+from reflux.finetune.configs.limits import GateConfig, RetentionConfig
 from reflux.finetune.configs.run import BatchedConfig, RoundsConfig, RoundSpec, SpendLimitConfig
-from reflux.finetune.gates import GateConfig
 from reflux.graphs.amplify.context import CheckPolicy, Limits
 from reflux.graphs.amplify.weighing import Weighing
 from reflux.graphs.ask_options import AskOptions
@@ -39,7 +39,7 @@ DEFAULTS: dict[type, dict[str, Any]] = {
         "anchor_tokens": 32,
         "questions_per_level": 100, "canaries": 20, "agent": None, "keep_agent": False,
         "max_concurrency": 64, "sft": {}, "lora": {}, "evaluation": 0.0, "early_stopping": None,
-        "launch": None,
+        "launch": None, "preferences": None, "roles": (),
     },
     RoundSpec: {
         "level": 1, "questions": None, "held_out": None, "hard": 0.1, "primitive_repeats": 2,
@@ -47,8 +47,9 @@ DEFAULTS: dict[type, dict[str, Any]] = {
     },
     GateConfig: {
         "imitation": 0.95, "retention": 0.9, "agreement": 0, "regression": 0.05, "canary": 0.2,
-        "parity": 0.8,
+        "forgetting": 0.1, "parity": 0.8,
     },
+    RetentionConfig: {"questions": 20},
     SpendLimitConfig: {
         "seconds": None, "money": None, "calls": None, "tokens": None, "prices": {},
     },

@@ -3,7 +3,6 @@
 Tiny random models in fp32, where rounding turns no token.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,18 +66,8 @@ def base_at(folder: Path, gguf: Path | None = None) -> Base:
     return Base(BaseConfig(model=str(folder), dtype="float32"), given=folder, gguf=gguf)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module", params=list(FAMILIES))
-def trained(
-    request: pytest.FixtureRequest, one_thread: None, tmp_path_factory: pytest.TempPathFactory
-) -> Trained:
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A family's model, with a student of a few steps."""
     folder = tmp_path_factory.mktemp(request.param)
     base = base_at(make_family(request.param, folder / "base"))

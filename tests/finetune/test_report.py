@@ -21,6 +21,7 @@ def limited(request: ChatRequest) -> str:
     return exact(request) if digits <= LEARNED[request.model] else "?"
 
 
+@pytest.mark.slow
 async def test_each_student_is_scored_at_all_levels_and_climbs(tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"questions_per_level": 10})
     run = OpenRun(RunFolder(tmp_path / "r"), client=ScriptedClient(limited))

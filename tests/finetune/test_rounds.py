@@ -1,7 +1,6 @@
-"""The rounds as a whole: real training, a scripted X, stops at every stage.
+"""The rounds as a whole: real training of a tiny base, a scripted X, stops at every stage.
 
-One run trains the default model; the others, which differ in where they stop and what the gates
-say, train a tiny one on few sums.
+Rounds of the default model are in `tests/cli/test_kills.py` and in the documentation's tutorial.
 """
 
 import asyncio
@@ -25,7 +24,7 @@ from reflux.tasks import run_task
 from reflux.tasks.addition import Addition
 from tests.support.run_folders import put_base
 from tests.support.small_runs import run_small
-from tests.support.sums import FewSums, compare_little, exact, timeless
+from tests.support.sums import FewSums, exact, timeless
 
 pytestmark = pytest.mark.engine
 
@@ -70,12 +69,14 @@ def small(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict], int]:
+def undisturbed(
+    tiny_base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[dict], int]:
     """(folder, reports, calls) of a run that nothing stopped."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     client = ScriptedClient(exact)
     with pytest.MonkeyPatch.context() as patched:
-        compare_little(patched.setattr)
+        put_base(tiny_base, patched.setattr)
         return folder, asyncio.run(climb(folder, client)), len(client.requests)
 
 

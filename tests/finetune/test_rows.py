@@ -4,16 +4,17 @@ import json
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import RefluxError, UsageError
+from reflux.finetune.data.conversations import read_rows
 from reflux.finetune.data.export import export
 from reflux.finetune.data.rows import (
     Row,
     check_leaks,
-    read_jsonl,
     reply_of,
     rows_digest,
     run_rows,
@@ -24,6 +25,11 @@ from reflux.graphs.traces.store import TraceStore
 from reflux.tasks.addition import Addition
 from tests.support.amplifying import ONE_VOTE, amplified, asking, echo, rejecting
 from tests.support.overriding import override
+
+
+def read_all(path: Path) -> list[dict[str, Any]]:
+    return list(read_rows(path))
+
 
 ROW = Row(
     ({"role": "system", "content": ""}, {"role": "user", "content": "1+1="}),
@@ -60,13 +66,13 @@ def test_parquet_holds_the_same_rows(tmp_path: Path) -> None:
 def test_an_export_is_what_distill_reads(tmp_path: Path) -> None:
     for form in ("prompt-completion", "messages"):
         export([ROW], tmp_path / "rows.jsonl", form)
-        assert read_jsonl(tmp_path / "rows.jsonl") == [ROW.train()]
+        assert read_all(tmp_path / "rows.jsonl") == [ROW.train()]
 
 
 def test_plain_prompts_become_conversations(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text('{"prompt": "hi", "completion": "ho"}\n\n')
-    (row,) = read_jsonl(path)
+    (row,) = read_all(path)
     assert row["prompt"] == [
         {"role": "system", "content": ""},
         {"role": "user", "content": "hi"},
@@ -74,22 +80,40 @@ def test_plain_prompts_become_conversations(tmp_path: Path) -> None:
     assert row["completion"] == [{"role": "assistant", "content": "ho"}]
 
 
+def test_the_roles_that_programs_write_are_those_of_the_chat_protocol(tmp_path: Path) -> None:
+    turns = [{"role": role, "content": role} for role in ("human", "ai")]
+    (tmp_path / "d.jsonl").write_text(json.dumps({"messages": turns}))
+    (row,) = read_all(tmp_path / "d.jsonl")
+    turns = [*row["prompt"], *row["completion"]]
+    assert [(turn["role"], turn["content"]) for turn in turns] == [
+        ("user", "human"), ("assistant", "ai"),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    "line", ['{"prompt": "x"', "[]", "7", '{"prompt": "x"}', '{"messages": []}', '{"messages": 3}']
-)
+    "line",
+    [
+        '{"prompt": "x"', "[]", "7", '{"prompt": "x"}', '{"messages": []}', '{"messages": 3}',
+        '{"messages": [{"role": "king", "content": "x"}]}',
+        '{"prompt": "x", "completion": "y", "tools": [{"type": "web_search"}]}',
+        '{"prompt": "x", "completion": "y", "tools": "no JSON"}',
+        '{"prompt": "x", "completion": [{"role": "assistant", "content": "", "tool_calls": [{'
+        '"function": {"name": "f", "arguments": "no JSON"}}]}]}',
+    ],
+)  # fmt: skip
 def test_a_broken_line_is_named_by_its_number(tmp_path: Path, line: str) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text('{"prompt": "hi", "completion": "ho"}\n' + line + "\n")
     with pytest.raises(UsageError, match="line 2"):
-        read_jsonl(path)
+        read_all(path)
 
 
 def test_no_rows_and_no_file_are_errors(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(UsageError, match="no rows"):
-        read_jsonl(tmp_path / "empty.jsonl")
+        read_all(tmp_path / "empty.jsonl")
     with pytest.raises(UsageError, match="no file"):
-        read_jsonl(tmp_path / "missing.jsonl")
+        read_all(tmp_path / "missing.jsonl")
     with pytest.raises(UsageError, match=r"\.jsonl or \.parquet"):
         export([ROW], tmp_path / "rows.csv", "messages")
 
@@ -98,14 +122,14 @@ def test_a_file_that_is_not_utf_8_is_told(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_bytes('{"prompt": "caf\xe9", "completion": "x"}'.encode("latin-1"))
     with pytest.raises(UsageError, match=r"d.jsonl is not UTF-8"):
-        read_jsonl(path)
+        read_all(path)
 
 
 def test_only_a_line_feed_ends_a_row_and_a_byte_order_mark_begins_none(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     rows = ['{"prompt": "a\u2028b", "completion": "x\x85y"}', '{"prompt": "c", "completion": "d"}']
     path.write_bytes(("\ufeff" + "\r\n".join(rows)).encode())
-    assert [row["completion"][0]["content"] for row in read_jsonl(path)] == ["x\x85y", "d"]
+    assert [row["completion"][0]["content"] for row in read_all(path)] == ["x\x85y", "d"]
 
 
 def test_the_kind_of_file_may_be_said(tmp_path: Path) -> None:

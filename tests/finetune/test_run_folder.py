@@ -55,6 +55,7 @@ async def test_two_runs_of_one_config_in_two_folders_learn_the_same_rows_in_the_
     assert {row.provenance["run"] for row in rows} == {RunFolder(tmp_path / "demo").id}
 
 
+@pytest.mark.slow
 async def test_a_folder_that_is_renamed_or_copied_replays_everything(tmp_path: Path) -> None:
     rows, _ = await trained_rows(tmp_path / "demo", ScriptedClient(exact))
     shutil.copytree(tmp_path / "demo", tmp_path / "copy")
@@ -76,6 +77,7 @@ def test_the_order_of_rows_follows_from_seed_and_content_alone() -> None:
     assert [row.reply for row in training_order(rows, 1)] != order
 
 
+@pytest.mark.slow
 async def test_distill_takes_the_same_rows_from_any_folder(tmp_path: Path) -> None:
     for name in ("a", "b"):
         RunFolder(tmp_path / name).save_config(CONFIG.model_dump(mode="json"))

@@ -5,7 +5,6 @@ import math
 import re
 import resource
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,21 +35,8 @@ ROWS = [row(f"{a}+{b}=?", str(a + b)) for a in range(6) for b in range(6)]
 QUICK = {"per_device_train_batch_size": 8, "learning_rate": 1e-2, "warmup_steps": 2}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other on a busy machine take 30 times as long for a tiny model."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
-def trained(
-    one_thread: None, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, TrainReport]:
+def trained(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainReport]:
     out = tmp_path_factory.mktemp("trained")
     return out, train(ROWS, tiny_base, out, sft={**QUICK, "num_train_epochs": 8})
 
@@ -318,6 +304,22 @@ def test_rows_are_held_out_by_prompt() -> None:
     assert hold_out(rows, 0.0, 3) == (rows, [])
 
 
+def test_the_weights_of_least_loss_on_held_out_rows_are_kept(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    sft = {**QUICK, "learning_rate": 3e-2, "lr_scheduler_type": "constant", "eval_steps": 4}
+    shared: dict[str, Any] = {"evaluation": 0.25, "seed": 1}
+    report = train(ROWS, tiny_base, tmp_path / "best", sft={**sft, "max_steps": 30}, **shared)
+    best, _ = min(report.curve["eval_loss"], key=lambda point: point[1])
+    assert report.kept_step == best < report.steps == report.curve["eval_loss"][-1][0] == 30
+    train(ROWS, tiny_base, tmp_path / "cut", sft={**sft, "max_steps": best}, **shared)
+    assert weights_of(tmp_path / "best") == weights_of(tmp_path / "cut")
+    own = {**sft, "max_steps": 30, "save_strategy": "no"}
+    last = train(ROWS, tiny_base, tmp_path / "last", sft=own, **shared)
+    assert last.kept_step == 30
+    assert weights_of(tmp_path / "last") != weights_of(tmp_path / "best")
+
+
 def test_training_stops_early_with_its_best_weights(tiny_base: Path, tmp_path: Path) -> None:
     sft = {**QUICK, "learning_rate": 3e-2, "lr_scheduler_type": "constant", "eval_steps": 4}
     shared: dict[str, Any] = {"evaluation": 0.25, "seed": 1}
@@ -326,6 +328,7 @@ def test_training_stops_early_with_its_best_weights(tiny_base: Path, tmp_path: P
     evaluations = report.curve["eval_loss"]
     assert report.evaluation_rows == 9
     assert report.steps == evaluations[-1][0] < 40 * 4
+    assert report.kept_step == evaluations[-3][0]
     best = min(evaluations, key=lambda point: point[1])
     assert evaluations[-3] == best
     train(ROWS, tiny_base, tmp_path / "best", sft={**sft, "max_steps": best[0]}, **shared)

@@ -32,6 +32,7 @@ def stages(folder: Path, reply=exact) -> Stages:
     return Stages(CONFIG, SuspiciousAddition(), run, lambda *_: None)
 
 
+@pytest.mark.slow
 async def test_a_round_scores_held_out_questions_only(tmp_path: Path) -> None:
     s, before = stages(tmp_path / "r"), SuspiciousAddition.scored
     async with s.run:
@@ -118,6 +119,7 @@ async def test_trajectories_hold_no_true_answers(tmp_path: Path) -> None:
     assert not [q for q in questions if f'"{add(q)}"' in stored]
 
 
+@pytest.mark.slow
 async def test_amplifying_again_makes_no_call_and_the_same_rows(tmp_path: Path) -> None:
     first = stages(tmp_path / "r")
     async with first.run:

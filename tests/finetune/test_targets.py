@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ import pytest
 from reflux.agents.errors import UsageError
 from reflux.finetune.base_model import load_base
 from reflux.finetune.configs.targets import TargetConfig
-from reflux.finetune.targets.dataset import SoftCollator, SoftRows
+from reflux.finetune.targets.dataset import SoftCollator, SoftRows, soft_passes
+from reflux.finetune.targets.on_policy import WATCHED, sampler_for
 from reflux.finetune.targets.training import trainer_for
 from reflux.finetune.train.sft import train
 
@@ -71,7 +73,7 @@ def trainer_of(tiny_base: Path, folder: Path, targets: TargetConfig, has_adapter
     """A trainer whose student, and teacher, are those of `peft_model`."""
     import torch
     from peft import LoraConfig
-    from trl import SFTConfig
+    from trl.trainer.sft_config import SFTConfig
 
     model, tokenizer = load_base(tiny_base)
     reference, _ = peft_model(tiny_base)
@@ -214,6 +216,37 @@ def test_loss_and_gradients_are_those_of_each_row_alone(
         torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=close)
 
 
+@pytest.mark.parametrize(
+    "targets",
+    [TargetConfig(kind="mixed", top_k=4), TargetConfig(kind="mixed", source="log", top_k=2)],
+)
+def test_a_step_in_several_passes_has_the_gradients_of_one(
+    short_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, targets: TargetConfig
+) -> None:
+    import torch
+
+    rows = [{**each, "logged": logged(each["completion"][0]["content"])} for each in ROWS[:4:2]]
+    rows = [*rows, ROWS[1], *ROWS[3:]] if targets.needs_log else ROWS
+    monkeypatch.setattr("tests.finetune.test_targets.ROWS", rows)
+    trainer = trainer_of(short_base, tmp_path, targets, False)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(len(rows))])
+    found: list[dict[str, Any]] = []
+    for limit in (10**6, 90, 1):
+        monkeypatch.setattr("reflux.finetune.train.trainer.PASS_TOKENS", {"cpu": limit})
+        parts = list(soft_passes(batch, limit))
+        assert len(parts) == {10**6: 1, 1: len(rows)}.get(limit, len(parts))
+        trainer.model.zero_grad()
+        items = trainer._get_num_items_in_batch([batch], torch.device("cpu"))
+        loss = trainer.training_step(trainer.model, dict(batch), items)
+        named = trainer.model.named_parameters()
+        gradients = {n: p.grad.clone() for n, p in named if p.grad is not None}
+        found.append({"loss": loss.double(), **gradients})
+    for other in found[1:]:
+        for name, value in found[0].items():
+            close = 1e-5 * float(value.abs().max())
+            torch.testing.assert_close(other[name], value, rtol=1e-4, atol=close)
+
+
 def test_hard_targets_take_the_trainer_of_texts() -> None:
     from reflux.finetune.train.sft import text_trainer
 
@@ -303,3 +336,42 @@ def test_what_no_student_can_learn_is_refused(
 def test_settings_that_contradict_each_other_are_refused(given: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         TargetConfig(**given)
+
+
+@pytest.mark.parametrize(
+    ("reply", "says"),
+    [
+        ([1], "short: 1.0 tokens"),
+        ([4, 5, 6, 7, 8, 9, 4, 5], "endless: 100%"),
+        ([4, 4, 4, 4, 4, 4, 1], "repetitive: 60%"),
+        ([4, 5, 6, 7, 8, 1], ""),
+    ],
+)
+def test_samples_that_collapse_end_the_sampling(reply: list[int], says: str) -> None:
+    notes: list[str] = []
+    texts = [{"labels": [-100, *range(2, 12), 1], "graded": [0, *[1] * 11]}]
+    features = [{**f, "input_ids": f["labels"], "teacher_ids": f["labels"]} for f in texts]
+    targets = TargetConfig(kind="on_policy", cold_start=0.5)
+    sampler = sampler_for(targets, SoftCollator(0), features, [1], 100, notes.append)
+    assert (sampler.max_tokens, sampler.text_tokens, sampler.text_repeated) == (22, 11, 0)
+    state = SimpleNamespace(global_step=4, max_steps=10)
+    assert not sampler.is_due(state)
+    state.global_step = 5
+    for _ in range(WATCHED):
+        assert sampler.is_due(state)
+        sampler._watch([reply])
+    assert sampler.is_due(state) == (not says)
+    assert sampler.collapsed.startswith(says)
+    assert bool(sampler.collapsed) == bool(says) == bool(notes)
+    assert sampler.report()["samples"] == WATCHED
+
+
+def test_a_sample_leaves_room_in_the_context() -> None:
+    features = [{"labels": [-100, 2, 1], "graded": [0, 1, 1], "input_ids": [3] * 3,
+                 "teacher_ids": [3] * 17}]  # fmt: skip
+    sampler = sampler_for(
+        TargetConfig(kind="on_policy", max_tokens=50), SoftCollator(0), features, [1], 20, print
+    )
+    assert sampler.max_tokens == 3
+    assert sampler._ended([7, 1, 9]) == [7, 1]
+    assert sampler._ended([7, 8, 9]) == [7, 8, 9]

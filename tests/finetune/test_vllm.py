@@ -448,6 +448,7 @@ async def test_a_server_of_ours_starts_rests_and_ends(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("REFLUX_RETRIES", "0")
     base = Base(BaseConfig(model=str(tiny_base)), given=tiny_base)
     engine = started(tmp_path, base)
     await engine.check()

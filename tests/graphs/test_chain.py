@@ -181,6 +181,7 @@ class Stop(Exception):
     """The process ends here."""
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000), st.floats(0, 0.3), st.integers(1, 60))
 def test_a_chain_that_breaks_off_anywhere_goes_on_as_if_undisturbed(
@@ -232,6 +233,7 @@ async def _broken(path: Path, seed: int, error: float, until: int) -> tuple[Outc
     return outcome, min(len(client.requests), until), len(fresh.requests)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.floats(0, 0.4), st.booleans(), st.integers(0, 5))
 def test_the_graph_walks_as_plain_recursion_does(

@@ -220,6 +220,7 @@ class Stop(Exception):
 RULES: Sequence[AnyRule | None] = (None, AheadBy(2, 6), Weighted(error=0.05, max_votes=8))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 10_000),

@@ -1,6 +1,5 @@
 """The statistics of an evaluation, against brute force, closed forms and the literature."""
 
-from collections import Counter
 from itertools import product
 from math import comb, erfc
 
@@ -10,21 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reflux.agents.errors import UsageError
-from reflux.graphs.evals.metrics import (
-    bootstrap,
-    brier,
-    calibration,
-    calibration_error,
-    difference,
-    mcnemar,
-    reliability,
-    wilson,
-)
-
-answers = st.lists(
-    st.tuples(st.integers(0, 12).map(lambda k: k / 12), st.booleans()), min_size=1, max_size=60
-)
-"""(confidence, right), with many of equal confidence."""
+from reflux.graphs.evals.metrics import bootstrap, difference, mcnemar, wilson
 
 
 @pytest.mark.parametrize(
@@ -164,69 +149,6 @@ def test_a_question_of_several_seeds_counts_once_in_the_test() -> None:
     found = difference("b", "a", right, seed=0)
     assert (found.only_first, found.only_second, found.n) == (1, 0, 2)
     assert found.value == pytest.approx(1 / 5)
-
-
-def test_the_brier_score_is_a_mean_of_squares() -> None:
-    assert brier([(1.0, True), (0.0, False)]) == 0.0
-    assert brier([(0.5, True), (0.5, False)]) == 0.25
-    assert brier([(0.8, True), (0.8, False)]) == pytest.approx((0.04 + 0.64) / 2)
-
-
-def test_the_calibration_error_is_the_weighted_distance_of_the_bins() -> None:
-    min_logprob = [(0.9, True)] * 9 + [(0.9, False)]
-    assert calibration_error(reliability(min_logprob)) == pytest.approx(0.0)
-    too_sure = [(1.0, k < 6) for k in range(10)] + [(0.5, k < 5) for k in range(30)]
-    # By hand: 10 of 40 answers are 0.4 away, 30 are (0.5 - 5/30) away.
-    assert calibration_error(reliability(too_sure, bins=2)) == pytest.approx(
-        (10 * 0.4 + 30 * (0.5 - 5 / 30)) / 40
-    )
-
-
-def test_bins_hold_equally_many_answers_where_confidences_differ() -> None:
-    bins = reliability([(k / 100, True) for k in range(97)], bins=10)
-    assert len(bins) == 10
-    assert {each.n for each in bins} == {9, 10}
-    even = reliability([(k / 100, k % 4 == 0) for k in range(40)], bins=10)
-    assert [each.n for each in even] == [4] * 10
-    assert [each.accuracy for each in even] == [0.25] * 10
-    assert [each.ci95 for each in even] == [wilson(1, 4)] * 10
-
-
-@given(answers, st.randoms())
-def test_bins_hold_every_answer_once_whatever_the_order(
-    found: list[tuple[float, bool]], luck: object
-) -> None:
-    bins = reliability(found)
-    assert sum(each.n for each in bins) == len(found)
-    assert 1 <= len(bins) <= 10
-    mean = sum(each.n * each.accuracy for each in bins) / len(found)
-    assert mean == pytest.approx(sum(right for _, right in found) / len(found))
-    confidences = [each.confidence for each in bins]
-    assert confidences == sorted(set(confidences))
-    shuffled = list(found)
-    luck.shuffle(shuffled)  # type: ignore[attr-defined]
-    again = reliability(shuffled)
-    assert [(b.n, b.accuracy) for b in again] == [(b.n, b.accuracy) for b in bins]
-
-
-@given(answers)
-def test_answers_of_equal_confidence_share_a_bin(found: list[tuple[float, bool]]) -> None:
-    sizes = Counter(confidence for confidence, _ in found)
-    edges = {0}
-    for _, size in sorted(sizes.items()):
-        edges.add(max(edges) + size)
-    at = 0
-    for each in reliability(found):
-        at += each.n
-        assert at in edges
-
-
-def test_answers_of_unknown_confidence_are_counted_and_left_out() -> None:
-    found = calibration([(None, True), (1.0, True), (None, False)])
-    assert found is not None
-    assert (found.n, found.unknown, found.brier, found.ece) == (1, 2, 0.0, 0.0)
-    assert found.bins == reliability([(1.0, True)])
-    assert calibration([(None, True)]) is None
 
 
 def test_the_test_of_very_many_questions_ends() -> None:

@@ -119,6 +119,7 @@ async def test_a_model_that_replies_so_to_all_leads_to_an_answer_in_few_calls(
         assert len(client.requests) == h.max_tries + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REPLIES)
 async def test_deeper_down_as_well_and_within_the_budget(store: TraceStore, name: str) -> None:
     limits = Limits(depth=2, attempts=2, calls=60)

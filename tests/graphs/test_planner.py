@@ -36,6 +36,7 @@ def test_ahead_by_k_needs_exactly_walds_bound(p: float, k: int) -> None:
     assert expected_votes(k, p) == pytest.approx(wald_bound(step_error(k, p), p), rel=1e-6)
 
 
+@pytest.mark.slow
 @given(accuracies, st.integers(1, 4))
 def test_the_walk_with_many_votes_is_the_walk_without_a_limit(p: float, k: int) -> None:
     whole = limited_vote(k, 3_000, p)

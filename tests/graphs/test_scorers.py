@@ -52,6 +52,7 @@ def test_no_markup_makes_a_rule_raise(rule: str, text: str) -> None:
     assert same(rule, f"\\boxed{{{text}}}", text, ["a", text]) in (True, False)
 
 
+@pytest.mark.slow
 def test_mathematics_is_compared_in_time_whatever_a_model_wrote() -> None:
     pytest.importorskip("math_verify")
     worker = MathWorker(seconds=60.0)

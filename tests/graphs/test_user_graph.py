@@ -221,6 +221,7 @@ async def recursing(released: threading.Event) -> None:
     await graph.compile().ainvoke({"question": "x"}, {"recursion_limit": 5})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("endless", "says"),
     [

@@ -1,19 +1,33 @@
 """The direct answer to a root question is weighed against those of several decompositions."""
 
+import math
+from collections.abc import Sequence
+
 import pytest
 
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.protocol import PASS, ModelContext, OverseerContext
 from reflux.agents.overseers.router import Past, Router
-from reflux.agents.types import Answer, Ask, ChatRequest, Step
+from reflux.agents.overseers.scripted import ScriptedOverseer
+from reflux.agents.types import (
+    Answer,
+    Ask,
+    ChatRequest,
+    Completion,
+    Exchange,
+    Step,
+    TokenLogprob,
+)
 from reflux.agents.verifiers import RuleChecker
 from reflux.graphs.amplify.context import AmplifyContext, CheckPolicy, Limits
 from reflux.graphs.amplify.weighing import Candidate, Weighing, agree
-from reflux.graphs.ask import Amplified
+from reflux.graphs.ask import Amplified, Origin, ask
+from reflux.graphs.ask_options import options_of
 from reflux.graphs.traces.recorded_client import RecordedClient
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree
+from reflux.graphs.voting.confidence import Cascade
 from reflux.graphs.voting.voting import VotePolicy
 from reflux.report.terminal import tree_view
 from tests.support.amplifying import ONE_VOTE, answers_of, asked_of, rejecting
@@ -314,3 +328,73 @@ async def test_the_first_decomposition_is_asked_as_without_a_direct_answer(
     assert direct.sampling.temperature == first.sampling.temperature == 0
     assert second.sampling.temperature > 0
     assert second.sampling.seed != first.sampling.seed
+
+
+def sure_of(**logprobs: float) -> ScriptedClient:
+    """A model that answers `of QUESTION` and is as sure of it as its name says, else certain."""
+
+    def reply(request: ChatRequest) -> Completion:
+        question = request.messages[-1][1]
+        tokens = (TokenLogprob("of", -0.01), TokenLogprob("", logprobs.get(question, -0.01)))
+        return Completion(f"of {question}", 3, 2, logprobs=tokens)
+
+    return ScriptedClient(reply)
+
+
+@pytest.mark.parametrize("weighing", [None, Weighing()])
+@pytest.mark.parametrize(
+    ("question", "answer", "calls", "note"),
+    [
+        ("sure", "of sure", 1, "the agent alone: it is sure to 0.90, and 0.8 is enough"),
+        ("unsure", "of a, of b", 3, "amplified: the agent is sure to 0.50, below 0.8"),
+        ("whole", "of whole", 1, "amplified: the agent is sure to 0.50, below 0.8"),
+    ],
+)
+async def test_an_agent_that_is_sure_enough_answers_alone(
+    store: TraceStore, question: str, answer: str, calls: int, note: str, weighing: Weighing | None
+) -> None:
+    def divide(question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
+        if question == "whole" or not may_ask:
+            return PASS
+        if not transcript:
+            return Ask.of("a", "b")
+        return Answer(", ".join(part.answer or "" for part in transcript))
+
+    client = sure_of(sure=math.log(0.9), unsure=math.log(0.5), whole=math.log(0.5))
+    context = AmplifyContext(
+        RecordedClient(client, store), "base", (ScriptedOverseer("h", divide),),
+        votes=ONE_VOTE, cascade=Cascade(0.8), weighing=weighing,
+    )  # fmt: skip
+    answered = await ask(context, question, Origin("run", 0, "s", "t", "asked"))
+    assert answered.outcome is not None
+    assert answered.outcome["answer"] == answer
+    tree = load_tree(store, answered.trajectory)
+    asked = [request.messages[-1][1] for request in client.requests]
+    assert asked.count(question) == 1  # An answer that does not stand costs no second call.
+    if weighing is None or question == "sure":
+        assert note in tree.note
+        assert len(asked) == calls == answered.outcome["spent"]["calls"]
+    if question == "sure":
+        assert answered.outcome.get("confidence") == pytest.approx(0.9)
+    # The same, read from the record, with the options that it was asked with.
+    options = options_of(store, answered.trajectory)
+    assert options is not None
+    assert Cascade.of(options.cascade) == context.cascade
+
+
+async def test_a_sure_answer_that_the_check_refuses_is_amplified(store: TraceStore) -> None:
+    client = sure_of()
+    checker = RuleChecker({"joined": lambda question, answer: "+" in answer or question != "sum"})
+
+    def divide(question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
+        if not transcript:
+            return Ask.of("a", "b")
+        return Answer("+".join(part.answer or "" for part in transcript))
+
+    context = AmplifyContext(
+        RecordedClient(client, store), "base", (ScriptedOverseer("h", divide),),
+        votes=ONE_VOTE, cascade=Cascade(0.5), checker=checker,
+    )  # fmt: skip
+    answered = await ask(context, "sum", Origin("run", 0, "s", "t", "asked"))
+    assert answered.outcome is not None
+    assert (answered.outcome["answer"], answered.outcome["status"]) == ("of a+of b", "ok")

@@ -1,4 +1,4 @@
-"""LangGraph's own dev server loads `langgraph.json` and answers, in an environment of its own.
+"""LangGraph's own dev server loads `langgraph.json` and answers, in a separate environment.
 
 `make dev-server` makes that environment and runs these; they are no part of `make test`, because
 `langgraph-cli[inmem]` is under the Elastic licence and nothing here depends on it.

@@ -115,6 +115,7 @@ BROKEN: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("slow", {"seconds": 0.2}, {}, "no reply within 0.2 s"),
     ("down", {}, {}, "refused"),
     ("unsure", {"min_logprob": -0.1}, {}, "log-probability -0.5, below -0.1"),
+    ("not sure", {"min_confidence": 0.8}, {}, "the model is sure to 0.61, below 0.8"),
     ("arguments", {}, {"tools": [TOOL]}, "arguments of weather break its schema"),
     (
         "form",
@@ -146,7 +147,9 @@ def test_a_reply_that_breaks_a_rule_is_the_old_models(
     first, second = trajectory.calls
     assert (first.model, second.model, second.error) == ("new", OLD, None)
     assert first.error is not None and reason in first.error
-    assert first.reply.text == {"unsure": "HELLO", "form": "HELLO"}.get(kind, "")
+    assert first.reply.text == {"unsure": "HELLO", "not sure": "HELLO", "form": "HELLO"}.get(
+        kind, ""
+    )
     ended = trajectory.outcome
     assert (ended is None) == (kind == "arguments")  # Which asks for a tool, and goes on.
     assert ended is None or ended.answer == '{"old":1}'
@@ -209,11 +212,13 @@ def test_what_contradicts_itself_is_refused(tmp_path: Path, options: Any, told: 
         create_app(RunFolder(tmp_path), ServeSettings(**options))
 
 
-@pytest.mark.parametrize("text", ["split: {a: 2}", "fallback: {seconds: 0}", "fallback: {x: 1}"])
+@pytest.mark.parametrize(
+    "text", ["split: {a: 2}", "fallback: {seconds: 0}", "fallback: {x: 1}", "cascade: 2"]
+)
 def test_a_config_says_what_is_wrong(tmp_path: Path, text: str) -> None:
     path = tmp_path / "serve.yaml"
     path.write_text(text)
-    with pytest.raises(UsageError, match=r"serve\.yaml: (split|fallback)"):
+    with pytest.raises(UsageError, match=r"serve\.yaml: (split|fallback|cascade)"):
         read_serve_config(path)
     path.write_text("alias: {gpt-5: student}\nsplit: {student: 0.1}\nfallback: {min_logprob: -3}")
     config = read_serve_config(path)

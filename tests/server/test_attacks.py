@@ -78,6 +78,7 @@ def test_a_second_request_of_a_connection_has_no_more_time_for_its_head_than_the
         assert heard(attacker).count(b"HTTP/1.1") == 1
 
 
+@pytest.mark.slow
 def test_long_bodies_in_one_piece_and_many_requests_of_a_connection_are_no_long_heads(
     tmp_path: Path, script: Scripted
 ) -> None:

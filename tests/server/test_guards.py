@@ -190,6 +190,7 @@ def test_a_bucket_fills_again_and_each_client_has_its_own(monkeypatch: pytest.Mo
     assert [RateLimiter(0, 1).wait("a") for _ in range(5)] == [0] * 5
 
 
+@pytest.mark.slow
 async def test_more_at_once_than_the_limit_is_refused_and_the_rest_goes_on(
     tmp_path: Path, script: Scripted
 ) -> None:

@@ -129,6 +129,7 @@ def test_trees_and_events_that_are_not_there_are_said_to_be_not_there(
         assert httpx2.get(f"{url}/api/trajectories/{first}").status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_client_that_leaves_stops_the_spending_of_its_tree(
     tmp_path: Path, script: Scripted, stream: bool

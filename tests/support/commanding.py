@@ -1,4 +1,4 @@
-"""Runs `reflux` and other programs in processes of their own, forked from one that imported all."""
+"""Runs `reflux` and other programs in separate processes, forked from one that imported all."""
 
 import multiprocessing
 import os
@@ -48,7 +48,7 @@ class Running:
     """Holds what it says, in `out` and `err`."""
 
     def wait(self, seconds: float = 240) -> Ended:
-        """Wait for its end, so long at the most."""
+        """Wait for its end, for at most so many seconds."""
         self.process.join(timeout=seconds)
         out, err = ((self.folder / name).read_text() for name in ("out", "err"))
         return Ended(self.process.exitcode, out, err)

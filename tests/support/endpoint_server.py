@@ -1,4 +1,4 @@
-"""A server that answers as a behavior says, over a real socket, in a thread of its own."""
+"""A server that answers as a behavior says, over a real socket, in a separate thread."""
 
 import asyncio
 import json

@@ -153,7 +153,7 @@ class Recording:
 def recording(
     folder: Path, upstream: str, anthropic: str = "", key: str = "", **settings: Any
 ) -> Iterator[Recording]:
-    """A proxy in front of an endpoint, in a thread of its own; `key` is a field of requests."""
+    """A proxy in front of an endpoint, in a separate thread; `key` is a field of requests."""
     path = folder / "traces.db"
     said: list[str] = []
     with (

@@ -151,6 +151,7 @@ def test_a_sample_is_the_same_each_time_and_of_its_side_and_length(
             assert (carry, "0" in (a[-1], b[-1])) == (0, False)
 
 
+@pytest.mark.slow
 def test_other_seeds_draw_other_questions() -> None:
     assert TASK.sample(5, 6, "train", 0) != TASK.sample(5, 6, "train", 1)
     assert TASK.sample(500, 1, "train", 0) == TASK.sample(500, 1, "train", 0)

@@ -151,6 +151,7 @@ async def amplified(
     return [outcome["answer"] for outcome in outcomes]
 
 
+@pytest.mark.slow
 async def test_a_tree_with_an_exact_x_multiplies_eight_digits(tmp_path: Path) -> None:
     question, answer = product_of(98_765_432, 10_908_077)
     assert await amplified(tmp_path, [question], lambda r: exact(r.messages[-1][1])) == [answer]

@@ -28,7 +28,7 @@ LETTERED = (
     (("opa", "opb", "opc", "opd"), "ABCD"),
     (("answerA", "answerB", "answerC"), "123"),
 )
-"""Choices in columns of their own, and their labels: of WinoGrande, MedMCQA, SocialIQa."""
+"""Choices in separate columns, and their labels: of WinoGrande, MedMCQA, SocialIQa."""
 CONTEXTS = ("context", "contexts", "passage", "passages", "article", "document", "documents")
 """The columns of each part of a question, the first that a record has."""
 KNOWN = frozenset(QUESTIONS + ANSWERS + CHOICES + CONTEXTS).union(*(each for each, _ in LETTERED))

@@ -1,4 +1,4 @@
-"""Paths of nested graphs and agents of any program, in the form of those of our own trees."""
+"""Paths of nested graphs and agents of any program, in the form of those of Reflux's trees."""
 
 from collections import Counter
 from dataclasses import dataclass, field

@@ -131,7 +131,7 @@ def _read(item: Any) -> list[Body]:
     )
     if name in ("function_call", "tool_call") and "from" in body:
         text, calls = _calls_in(content)
-        return [{"role": role, "content": text, "tool_calls": _requests(calls)}]
+        return [{"role": role, "content": text, "tool_calls": requests_of(calls)}]
     if isinstance(content, list):
         return _of_parts(role, cast(list[Any], content), body)
     if isinstance(content, Mapping):
@@ -201,7 +201,7 @@ def _of_parts(role: str, parts: list[Any], body: Body) -> list[Body]:
             inner = items_of(part.get("content")) or items_of(part.get("summary"))
             thoughts += map(text_of, inner or [part])
         elif kind in REQUESTS or "functionCall" in part:
-            calls += _requests(part.get("functionCall", part))
+            calls += requests_of(part.get("functionCall", part))
         elif kind in RESULTS or "functionResponse" in part:
             results.append(_result(cast(Body, part.get("functionResponse", part))))
         else:
@@ -238,11 +238,15 @@ def _message(
     role: str, content: Any, body: Body, calls: Sequence[Body] = (), thoughts: str = ""
 ) -> Body:
     message: Body = {"role": role, "content": content}
-    more = [*calls, *_requests(body.get("tool_calls")), *_requests(body.get("invalid_tool_calls"))]
+    more = [
+        *calls,
+        *requests_of(body.get("tool_calls")),
+        *requests_of(body.get("invalid_tool_calls")),
+    ]
     # LangChain repeats the calls of a message in its content and in its fields.
     calls = list({call["id"] or str(call["function"]): call for call in more}.values())
     if not calls and isinstance(body.get("function_call"), dict):  # OpenAI's first form.
-        calls = _requests(body["function_call"])
+        calls = requests_of(body["function_call"])
     if role == "assistant" and calls:
         message["tool_calls"] = list(calls)
     if role == "assistant" and (thoughts := thoughts or reasoning_of(body)):
@@ -267,7 +271,7 @@ def _result(part: Body) -> Body:
     return message | {key: part[key] for key in ("name", "is_error") if part.get(key)}
 
 
-def _requests(value: Any) -> list[Body]:
+def requests_of(value: Any) -> list[Body]:
     """Tool calls of any program in the form of the chat protocol.
 
     Raises:

@@ -10,7 +10,7 @@ from reflux.graphs.traces.protocols.json_values import Body, as_text, items_of, 
 from reflux.graphs.traces.protocols.messages import THINKS, chat_messages
 
 NOT_SAMPLING = ("_type", "tools", "functions", "model", "model_name", "api_key")
-"""Parameters of LangChain's that are no setting of a call, or stand in a column of their own."""
+"""Parameters of LangChain's that are no setting of a call, or stand in a separate column."""
 CACHED = ("cache_creation_input_tokens", "cache_read_input_tokens")
 """What Anthropic counts beside `input_tokens`."""
 

@@ -1,4 +1,4 @@
-"""Exchanges of programs with an endpoint become calls of trajectories, in a thread of their own.
+"""Exchanges of programs with an endpoint become calls of trajectories, in a separate thread.
 
 Whoever forwards a reply hands over what it has forwarded and goes on: nothing here delays a client.
 What cannot be read is recorded as it is, and `failed` says so; nothing is raised.

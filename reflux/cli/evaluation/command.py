@@ -124,7 +124,7 @@ def evaluate_systems(
         str,
         typer.Option(
             help="Comma-separated: direct, amplified, student-rN, best-of-n, best-of-8, "
-            "endpoint:MODEL, path/file.py:graph, module:graph, langgraph.json:graph."
+            "cascade-0.8, endpoint:MODEL, path/file.py:graph, module:graph, langgraph.json:graph."
         ),
     ] = "direct,amplified",
     model: Model = None,

@@ -5,6 +5,7 @@ amplified           the overseer with copies of the agent
 student-rN          one call to a student, or to any model of the endpoint, such as llama3.2:1b
 best-of-n           the majority of n answers of the agent, at the tokens of amplified
 best-of-8           the majority of 8
+cascade-0.8         the agent alone where it is sure to 0.8 or more, else amplified
 endpoint:NAME       one call to an endpoint of --config
 endpoint:MODEL      one call to a model at OPENAI_BASE_URL, or at endpoint:MODEL@URL
 path/file.py:graph  a LangGraph graph or another Runnable, also module:graph and
@@ -38,6 +39,7 @@ from reflux.graphs.external.user_code import code_digest
 from reflux.graphs.external.user_graph import UserGraph, load_graph
 from reflux.graphs.external.user_sources import is_reference
 from reflux.graphs.traces.recorded_client import RecordedClient
+from reflux.graphs.voting.confidence import Cascade
 from reflux.models import (
     BASE,
     ENDPOINT,
@@ -47,14 +49,17 @@ from reflux.models import (
     endpoint_model,
 )
 from reflux.report.terminal import ERR, counted
+from reflux.routing import recorded_cascade
 
+CASCADE = "cascade-"
 Contexts = Callable[[str, int], AmplifyContext]
 """(model, seed) → the context of a system."""
 
 
 def uses_agent(keys: Sequence[str]) -> bool:
     """True where one of the systems runs the agent."""
-    return any(key in ("direct", "amplified") or key.startswith("best-of-") for key in keys)
+    own = ("direct", "amplified", "best-of-", CASCADE)
+    return any(key in own[:2] or key.startswith(own[2:]) for key in keys)
 
 
 def is_graph(key: str) -> bool:
@@ -117,6 +122,8 @@ class SystemSpecs:
                     f"{key!r}: write best-of-n, or a number of votes from 1 to {MAX_VOTES}"
                 )
             return await self.best_of(int(number))
+        if key.startswith(CASCADE):
+            return await self._cascade(key)
         if key.startswith(ENDPOINT):
             if (model := key.removeprefix(ENDPOINT)) in self.endpoints:
                 return await self._model(key, model, Direct)
@@ -168,6 +175,23 @@ class SystemSpecs:
             return await self.system_spec(key)
         self.opened.folder.models(name)  # Raises where there is no such student.
         return await self._model(name, name, Direct)
+
+    async def _cascade(self, key: str) -> SystemSpec:
+        """The system of a threshold.
+
+        Raises:
+            UsageError: there is none from 0 to 1 in the name.
+        """
+        number = key.removeprefix(CASCADE)
+        if not re.fullmatch(r"[01]|[01]?\.[0-9]{1,6}", number) or float(number) > 1:
+            raise UsageError(f"{key!r}: write {CASCADE}0.8, or another threshold from 0 to 1")
+        recorded = recorded_cascade(self.opened.folder.registry, self.agent, float(number))
+        cascade = Cascade.of(recorded)
+        spec = await self._model(
+            key, self.agent, lambda context: Amplified(replace(context, cascade=cascade))
+        )
+        # Another scaling asks every question again.
+        return replace(spec, digest=json.dumps([spec.digest, recorded]))
 
     async def best_of(self, votes: int) -> SystemSpec:
         def make(context: AmplifyContext) -> System:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from reflux import cli
 from reflux.cli.contract import DEFAULT_RUN, BaseName, Json, RunDir, folder_of, run_async
-from reflux.cli.runs.distill_rows import columns_help, prepared_rows, report_of, write_report
+from reflux.cli.runs.distill_rows import (
+    columns_help,
+    pairs_for,
+    prepared_rows,
+    report_of,
+    write_report,
+)
 from reflux.cli.runs.row_options import (
     Against,
     BalanceBy,
@@ -27,7 +34,6 @@ from reflux.cli.runs.row_options import (
 
 if TYPE_CHECKING or not cli.SHOWS_HELP:
     from contextlib import closing
-    from functools import partial
 
     from reflux.agents.errors import UsageError
     from reflux.agents.overseers.demonstration_file import read_demonstrations
@@ -44,6 +50,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     )
     from reflux.finetune.data.overseer_rows import OverseerRows, overseer_rows
     from reflux.finetune.data.rows import rows_digest, training_order
+    from reflux.finetune.roles.rows import RoleRows, TreeRole, rows_of_role
     from reflux.finetune.run_folder import RunFolder
     from reflux.graphs.evals.task import Task
     from reflux.report.terminal import ERR, command, counted, emit, plain, print_result, say
@@ -62,8 +69,11 @@ def distill(
         str, typer.Option("--student", help="Name of the new student.")
     ] = "student-custom",
     role: Annotated[
-        Literal["agent", "overseer"],
-        typer.Option(help="What it learns: to answer questions, or to divide them."),
+        Literal["agent", "overseer", "answerer", "aggregator", "verifier"],
+        typer.Option(
+            help="What it learns: to answer questions, to divide them; or of a tree to answer its "
+            "sub-questions, to combine sub-answers, to judge answers."
+        ),
     ] = "agent",
     demos: Annotated[
         Path | None,
@@ -93,15 +103,20 @@ def distill(
     or from a JSONL file.
 
     With --where or --rows it learns recorded calls: those that went through `reflux record`, a
-    callback or an import, and those of our own trees. --dry-run and --report show what it would
+    callback or an import, and those of Reflux's trees. --dry-run and --report show what it would
     learn.
 
     With --role overseer it learns to divide, from the accepted trees or from demonstrations, and is
-    called STUDENT:overseer.
+    called STUDENT:overseer. An aggregator and a verifier, STUDENT:aggregator and STUDENT:verifier,
+    learn from the same trees.
     """
-    if data is not None and role == "overseer":
-        raise UsageError("--data is for an agent: give an overseer --demos, or leave both out")
-    if demos is not None and role == "agent":
+    if data is not None and role != "agent":
+        raise UsageError(
+            "--data is for an agent: give an overseer --demos, or leave both out"
+            if role == "overseer"
+            else f"--data is for an agent: {role}s learn from trees, leave it out"
+        )
+    if demos is not None and role != "overseer":
         raise UsageError("--demos is for an overseer: add --role overseer, or give --data")
     if where == "help":
         say(columns_help())
@@ -116,21 +131,24 @@ def distill(
             "--unfinished, which choose recorded calls"
         )
     shows = dry_run or report is not None
-    if role == "overseer" and (choice.selects or choice.curates or shows):
+    if role != "agent" and (choice.selects or choice.curates or shows):
+        who = f"an {role}" if role[0] in "ao" else f"a {role}"
         raise UsageError(
-            "an overseer learns from whole trees: leave out what chooses rows, and "
-            "--dry-run and --report"
+            f"{who} learns from whole trees: leave out what chooses rows, and --dry-run and "
+            "--report"
         )
     check_training_packages()
-    from reflux.finetune.distillation import StudentPlan
-    from reflux.report.data_page import data_view  # With packages of the extra `train`.
-
     settings = read_distill_config(config)
     folder = folder_of(run, base)
     if base or settings.base == BaseConfig():
         own = settings.base.model_dump(exclude_unset=True, exclude={"model", "revision"})
         settings = settings.model_copy(update={"base": folder.base.config.model_copy(update=own)})
-    plan_of = partial(StudentPlan, config=settings)
+
+    def plan_of(id: str, rows: Sequence[Any], digest: str, **more: Any) -> StudentPlan:
+        from reflux.finetune.distillation import StudentPlan  # With torch: once there are rows.
+
+        return StudentPlan(id, rows, digest, settings, **more)
+
     if role == "overseer":
         student = student.removesuffix(OVERSEER) + OVERSEER
         made = run_async(overseer_rows_for(folder, demos))
@@ -138,9 +156,18 @@ def distill(
         plan = plan_of(student, [row.train() for row in rows], rows_digest(rows), style=made.style)
         _train(folder, plan, run, role, as_json)
         return
+    if role != "agent":
+        found = run_async(role_rows_for(folder, role, settings.seed))
+        name = student if role == "answerer" else f"{student.removesuffix(f':{role}')}:{role}"
+        rows = found.rows
+        plan = plan_of(name, [row.train() for row in rows], rows_digest(rows), style=found.style)
+        _train(folder, plan, run, role, as_json)
+        return
     given = (settings.base, settings.seed, settings.targets)
     with prepared_rows(folder, choice, *given) as prepared:
         if shows:
+            from reflux.report.data_page import data_view  # With packages of the extra `train`.
+
             shown = report_of(prepared, settings.base)
             if report is not None:
                 write_report(shown, report)
@@ -150,7 +177,9 @@ def distill(
             ERR.print(data_view(shown))
         elif prepared.counts.left_out.counts:
             ERR.print(plain(f"left out: {prepared.counts.left_out.note}"), soft_wrap=True)
-        _train(folder, plan_of(student, prepared.rows, prepared.digest), run, role, as_json)
+        pairs = pairs_for(folder, choice, settings)
+        plan = plan_of(student, prepared.rows, prepared.digest, pairs=pairs)
+        _train(folder, plan, run, role, as_json)
 
 
 def _train(folder: RunFolder, plan: StudentPlan, run: Path, role: str, as_json: bool) -> None:
@@ -178,6 +207,26 @@ def _train(folder: RunFolder, plan: StudentPlan, run: Path, role: str, as_json: 
         f"{trained.id}: {report['rows']} rows, {report['seconds']:.0f} s, final loss "
         f"{report['final_loss']:.3f}\n{trained.path}\n{how}"
     )
+
+
+async def role_rows_for(folder: RunFolder, role: TreeRole, seed: int) -> RoleRows:
+    """The rows of a role from the accepted trees of a run.
+
+    Raises:
+        UsageError: there is no run, or no row.
+    """
+    if not folder.exists:
+        raise UsageError(
+            f"{folder.path} holds no run, whose trees {role}s learn from: `reflux run`"
+        )
+    task = run_task(folder.config())
+    async with open_tools(task.tool_names) as grants:
+        tools = {*task.tools(), *(tool.spec.name for tool in grants.get("answer", ()))}
+    with closing(folder.store()) as store:
+        made = rows_of_role(role, store, task, tools, seed=seed)
+    note = f"; left out: {made.left_out.note}" if made.left_out.note else ""
+    ERR.print(plain(f"{len(made.rows)} rows of {folder.path}{note}"), soft_wrap=True)
+    return made
 
 
 async def overseer_rows_for(folder: RunFolder, demos: Path | None) -> OverseerRows:

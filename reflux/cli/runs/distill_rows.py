@@ -19,11 +19,12 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
 
     from reflux.agents.errors import UsageError
     from reflux.agents.files import write_whole
-    from reflux.finetune.configs.run import BaseConfig
+    from reflux.finetune.configs.run import BaseConfig, DistillConfig
     from reflux.finetune.configs.targets import TargetConfig
     from reflux.finetune.data.conversations import read_rows
+    from reflux.finetune.data.preferences import training_pairs
     from reflux.finetune.data.recorded import LeftOut, RowOptions, recorded_rows
-    from reflux.finetune.data.rows import Row, rows_digest, run_rows, training_order
+    from reflux.finetune.data.rows import Row, rows_digest, run_rows, training_order, why_no_rows
     from reflux.finetune.run_folder import RunFolder
     from reflux.finetune.targets.evidence import with_evidence
     from reflux.graphs.traces.database import reading
@@ -33,6 +34,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     if TYPE_CHECKING:
         from reflux.finetune.data.curation import Counts, CuratedRows
         from reflux.finetune.data.report import DataReport
+        from reflux.graphs.evals.task import Task
 
 
 @dataclass
@@ -103,10 +105,12 @@ def rows_for(
 def _in_order(folder: RunFolder, seed: int, targets: TargetConfig | None = None) -> list[Row]:
     recorded = training_order(rows_of_run(folder, targets), seed)
     if not recorded:
+        with closing(folder.store()) as store:
+            why = why_no_rows(store)
         raise UsageError(
-            f"{folder.path} has no accepted trajectories: run `reflux run` first, correct or "
-            "approve an answer with `reflux review`, or name recorded calls with --where; what was "
-            "only asked is not learned"
+            f"{folder.path} has no accepted trajectories ({why}): run `reflux run` first, correct "
+            "or approve an answer with `reflux review`, or name recorded calls with --where; what "
+            "was only asked is not learned"
         )
     return recorded
 
@@ -176,7 +180,7 @@ def rows_source(
             rows = recorded_rows(store, selection, options, left_out, withheld)
             if options.by == "roles":
                 rows = chain(rows, step_rows(store, selection, options, withheld))
-            yield with_evidence(store, rows, targets) if targets is not None else rows
+            yield with_evidence(store, rows, targets, task) if targets is not None else rows
     else:
         yield iter(rows_of_run(folder, targets))
 
@@ -204,13 +208,37 @@ def rows_of_run(folder: RunFolder, targets: TargetConfig | None = None) -> list[
     Raises:
         UsageError: the folder holds no trajectories.
     """
-    only_asked = not folder.exists and folder.traces_path.is_file()
-    task = task_named(DEFAULT_TASK) if only_asked else run_task(folder.config())
-    with closing(folder.store()) as store:  # `reflux ask` writes no config.
+    task = _task_of(folder)
+    with closing(folder.store()) as store:
         primitives, others = run_rows(store, task)
         if targets is not None:
-            others = list(with_evidence(store, others, targets))
+            others = list(with_evidence(store, others, targets, task))
     return [*primitives, *others]
+
+
+def _task_of(folder: RunFolder) -> Task:
+    """The task of a run folder; the default one where something was only asked, which writes no
+    config."""
+    only_asked = not folder.exists and folder.traces_path.is_file()
+    return task_named(DEFAULT_TASK) if only_asked else run_task(folder.config())
+
+
+def pairs_for(folder: RunFolder, choice: RowChoice, config: DistillConfig) -> list[dict[str, Any]]:
+    """Pairs of an accepted and a rejected answer, where the config trains on some.
+
+    Raises:
+        UsageError: the rows are not those of a run.
+    """
+    if config.preferences is None:
+        return []
+    if choice.data is not None or choice.selects:
+        raise UsageError(
+            "preferences are pairs of answers in the trees of a run: leave them out of --config, "
+            "or --data, --where and --rows"
+        )
+    task, rows = _task_of(folder), rows_of_run(folder)
+    with closing(folder.store()) as store:
+        return training_pairs(store, rows, task, 10**6, config)
 
 
 def _nothing(folder: RunFolder, choice: RowChoice, left_out: LeftOut) -> str:

@@ -15,6 +15,7 @@ from reflux.report.rounds_tables import (
     models_table,
     overseer_lines,
     parity_text,
+    retention_lines,
     rounds_tables,
 )
 from reflux.report.terminal import OUT, command, emit, say
@@ -49,7 +50,8 @@ def show_reports(folder: RunFolder, task: str, reports: list[dict[str, Any]]) ->
         OUT.print(table)
         OUT.print()
     body = folder.report()
-    for line in (*hard_lines(reports), *overseer_lines(reports, body.get("overseer_calls", ()))):
+    overseers = overseer_lines(reports, body.get("overseer_calls", ()))
+    for line in (*hard_lines(reports), *overseers, *retention_lines(reports)):
         OUT.print(line)
     if spent := body.get("models"):
         OUT.print(models_table(spent))

@@ -27,7 +27,7 @@ export async function send(path, options = {}) {
     const method = options.method || (body === undefined ? "GET" : "POST");
     let response;
     try {
-      // Relative to the page, which a proxy may show below a path of its own.
+      // Relative to the page, which a proxy may show below its own path.
       response = await fetch(`.${path}`, { method, headers, body, signal: options.signal, cache: "no-store" });
     } catch (error) {
       if (error.name === "AbortError") throw error;

@@ -1,0 +1,1 @@
+"""What a student keeps: of the amplified system, of earlier rounds, and of its base's abilities."""
