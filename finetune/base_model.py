@@ -28,7 +28,7 @@ from reflux.finetune.chat_template import fit_template
 from reflux.finetune.configs.run import BaseConfig
 
 DEFAULT_LOADING = BaseConfig()
-TORCH_CANNOT_WRITE = re.compile("PytorchStreamWriter|inline_container")
+TORCH_CANNOT_WRITE = re.compile("PytorchStreamWriter|unexpected pos")
 """In what `torch.save` says of a file that it can't write."""
 
 
