@@ -37,8 +37,8 @@ from reflux.graphs.amplify.interrupts import (
 from reflux.graphs.amplify.screening import begin, check_askable
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask_options import AskOptions, Origin
-from reflux.graphs.evals.confidence.recorded import confidence
 from reflux.graphs.garbage import rare_collections
+from reflux.graphs.recorded_confidence import confidence
 from reflux.graphs.traces.losses import ending_at_a_loss
 from reflux.graphs.traces.review import marked_when_stopped
 from reflux.graphs.traces.store import TraceStore, last_call_id

@@ -9,23 +9,32 @@ the agent answered, up to a third of the rows.
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from reflux.agents.errors import UsageError
 from reflux.agents.overseers.batch import alike
+from reflux.agents.overseers.demonstration_file import demonstration_of
 from reflux.agents.overseers.demonstrations import INDIVISIBLE, Demonstration
 from reflux.agents.overseers.model import concluded
 from reflux.agents.overseers.step_forms import LEARNED, StepStyle, reply_text
 from reflux.agents.prompts import Example, step_prompt
 from reflux.agents.types import Message
+from reflux.finetune.data.demonstrations import recorded_body
+from reflux.finetune.data.recorded import RowOptions, refused
 from reflux.finetune.data.rows import Row, reply_of
 from reflux.graphs.amplify.weighing import agree
+from reflux.graphs.traces.database import Rows
+from reflux.graphs.traces.selection import Selection
 
 FANOUT, CHARS = 8, 4_000
 """As in `ModelOverseer`; the short prompt names neither."""
 DIRECT_SHARE = 3
 """One row in so many, at most, is a sub-question that the agent answered."""
+BY_MODEL = """
+SELECT 1 FROM calls WHERE question = ? AND role = 'overseer' AND kind = 'model' LIMIT 1
+"""
+"""A question of which a model took the steps: they are rows as any call is."""
 
 
 @dataclass
@@ -117,3 +126,43 @@ def row_of_example(
         task=task,
         provenance={"trajectory": "", "source": source},
     )
+
+
+def step_rows(
+    store: Rows,
+    selection: Selection,
+    options: RowOptions,
+    withheld: Callable[[str], bool] = lambda question: False,
+    tools: Collection[str] = (),
+) -> Iterator[Row]:
+    """The rows of the steps of scripts and humans, at the roots of the selected trees of Reflux, as
+    a learned overseer is asked for them.
+
+    Args:
+        withheld: whether a question is held out.
+        tools: names of those that the overseer will have.
+    """
+    for selected in selection.trajectories():
+        if selected.source != "reflux" or selected.split in ("held_out", "canary"):
+            continue
+        if refused(selected, options) or next(store.select(BY_MODEL, (selected.id,)), None):
+            continue
+        root = next(store.select("SELECT text, task FROM questions WHERE id = ?", (selected.id,)))
+        answer = (store.how_ended(selected.id) or {}).get("answer")
+        if answer is None or withheld(root["text"]):
+            continue
+        body, _ = recorded_body(store, selected.id, answer, False)
+        if isinstance(body, str):
+            continue
+        try:
+            demo = demonstration_of({"question": root["text"], **body})
+        except ValueError:  # Its steps repeat the question or each other.
+            continue
+        if any(map(withheld, demo.questions)):
+            continue
+        style = replace(LEARNED, plan=False)
+        for node, examples in (("decompose", demo.first()), ("combine", demo.later())):
+            for example in examples:
+                row = row_of_example(example, style, root["task"] or "", tools, "reflux")
+                about = {"trajectory": selected.id, "node": node, "path": "", "source": "reflux"}
+                yield replace(row, provenance={**about, "outcome": selected.status})

@@ -11,8 +11,8 @@ from typing import Any
 
 from reflux.agents.budget import Price
 from reflux.graphs.ask_options import Origin
-from reflux.graphs.evals.confidence.recorded import confidence
 from reflux.graphs.evals.eval_task import EvalTask
+from reflux.graphs.recorded_confidence import confidence
 from reflux.graphs.traces.store import TraceStore, chains
 from reflux.graphs.traces.tree import Node, load_tree
 

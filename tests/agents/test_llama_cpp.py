@@ -187,6 +187,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     files: list[Path] = []
 
     def start(found: ModelFiles, *_: object) -> FakeServer:
+        assert found.gguf is not None
         files.append(found.gguf)
         return FakeServer()
 

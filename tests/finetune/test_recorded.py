@@ -10,8 +10,8 @@ import pytest
 
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.types import Completion
+from reflux.finetune.data.overseer_rows import step_rows
 from reflux.finetune.data.recorded import LeftOut, RowOptions, recorded_rows
-from reflux.finetune.data.role_rows import step_rows
 from reflux.finetune.data.rows import Row
 from reflux.graphs.ask import Origin, answer_all
 from reflux.graphs.traces.database import reading

@@ -1,6 +1,7 @@
 """What a student keeps: figures by closed forms and simulation, the verdict, and a whole run."""
 
 import json
+import math
 import random
 import re
 from collections.abc import Mapping
@@ -181,3 +182,45 @@ async def test_a_round_measures_what_its_student_keeps(
     assert report["forgotten"] < -0.5
     assert "has lost 0.40 of level 2 (n = 100) and 1.00 of general tasks" in report["verdict"]
     assert report["perplexity"] is None  # There is no student to load.
+
+
+@pytest.mark.engine
+def test_perplexity_is_that_of_each_reply_alone(tiny_base: Path, tmp_path: Path) -> None:
+    """Batches of different lengths, padded, against one row after another."""
+    import torch
+    from peft import PeftModel
+
+    from reflux.finetune.base_model import load_base
+    from reflux.finetune.bases import Base
+    from reflux.finetune.configs.run import BaseConfig
+    from reflux.finetune.data.encoding import encode_rows
+    from reflux.finetune.retention.perplexity import BATCH, perplexities
+    from reflux.finetune.train.sft import train
+
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": "?" * (1 + index % 5)}],
+            "completion": [{"role": "assistant", "content": "a b c " * (1 + index % 3)}],
+        }
+        for index in range(BATCH + 3)
+    ]
+    base = Base(BaseConfig(model=str(tiny_base)), given=tiny_base)
+    train(rows, base, tmp_path, sft={"max_steps": 3, "per_device_train_batch_size": 4})
+    found = perplexities(base, tmp_path, rows)
+    assert found is not None
+    model, tokenizer = load_base(tiny_base)
+    for key in ("base", "student"):
+        model = PeftModel.from_pretrained(model, str(tmp_path)) if key == "student" else model
+        total, n = 0.0, 0
+        for sequence in encode_rows(rows, tokenizer):
+            ids, labels = torch.tensor([sequence["input_ids"]]), sequence["labels"]
+            with torch.inference_mode():
+                logits = model(input_ids=ids).logits[0].float().log_softmax(-1)
+            for place, label in enumerate(labels[1:]):
+                if label != -100:
+                    total -= float(logits[place, label])
+                    n += 1
+        assert found[key] == pytest.approx(math.exp(total / n), rel=2e-2)
+        assert found["tokens"] == n
+    assert found["base"] != found["student"]
+    assert perplexities(base, tmp_path, []) is None

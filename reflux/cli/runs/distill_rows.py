@@ -168,7 +168,7 @@ def rows_source(
         )
         task = run_task(folder.config()) if folder.exists else None
         from reflux.finetune.data.demonstrations import withheld_by
-        from reflux.finetune.data.role_rows import step_rows
+        from reflux.finetune.data.overseer_rows import step_rows
 
         with closing(folder.store()):  # Adds what an older file lacks.
             pass
