@@ -203,9 +203,11 @@ async def measure(config: Config, report: Report) -> None:
     """Every arm on every task and seed."""
     for name in config.tasks:
         pooled: dict[tuple[str, str, str], Answers] = {}
+        names = ""
         for seed in config.seeds:
             async with scratch_run(config.model, 2048) as (folder, client):
                 model = model_name(folder.base)
+                names = f"{model}, {name}: "
                 kept = (model, name, seed, tuple(config.arms))
                 report.rows[:] = [row for row in report.rows if not _is_of(row, kept)]
                 async with OpenRun(folder, client=client) as run:
@@ -225,9 +227,9 @@ async def measure(config: Config, report: Report) -> None:
                             both.confidence += answers.confidence
             if not config.quick:
                 report.write()
-        names = f"{model}, {name}: "
-        report.claims[:] = [c for c in report.claims if not c.name.startswith(names)]
-        report.claims += claims_of(names, pooled)
+        claims = claims_of(names, pooled)
+        again = {claim.name for claim in claims}
+        report.claims[:] = [*(c for c in report.claims if c.name not in again), *claims]
 
 
 def _is_of(row: Mapping[str, Any], kept: tuple[str, str, int, Sequence[str]]) -> bool:

@@ -5,6 +5,7 @@ weights, rather than fetching the original ones, keeps the base that is trained 
 is run the same model.
 """
 
+import re
 import struct
 import tempfile
 import warnings
@@ -27,6 +28,8 @@ from reflux.finetune.chat_template import fit_template
 from reflux.finetune.configs.run import BaseConfig
 
 DEFAULT_LOADING = BaseConfig()
+TORCH_CANNOT_WRITE = re.compile("PytorchStreamWriter|unexpected pos")
+"""In what `torch.save` says of a file that it can't write."""
 
 
 def dequantised_base(gguf: Path, cache: Path | None = None) -> Path:
@@ -188,14 +191,16 @@ def _quantization(config: BaseConfig) -> Any:
 
 @contextmanager
 def wrapping_write_errors(folder: Path) -> Iterator[None]:
-    """Turn safetensors' write errors into ours.
+    """Turn the write errors of safetensors and torch, which are no `OSError`, into ours.
 
     Raises:
         RefluxError: weights cannot be written.
     """
     try:
         yield
-    except SafetensorError as error:
+    except (SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not TORCH_CANNOT_WRITE.search(str(error)):
+            raise
         raise RefluxError(f"weights cannot be written in {folder}: {error}; {NO_SPACE}") from error
 
 

@@ -168,7 +168,8 @@ def train(
             checkpoint = newest_checkpoint(checkpoints) if checkpoints else None
             if checkpoint is not None:
                 on_note(f"training goes on from its {checkpoint.name.replace('-', ' at step ')}")
-            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+            with wrapping_write_errors(checkpoints or Path(scratch)):
+                trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         if steps.error is not None:
             raise steps.error
         seconds = time.perf_counter() - steps.begun
