@@ -163,6 +163,7 @@ async def test_a_failed_gate_ends_the_run_and_can_be_overruled(small: None, tmp_
     assert [g["name"] for g in reports[1]["gates"] if not g["passed"]] == [
         "retention",
         "no_regression",
+        "forgetting",
     ]
     assert RunFolder(tmp_path / "r").current_model() == "student-r0"
     reports = await climb(tmp_path / "r", ScriptedClient(forgetful), config, task=FewSums())
