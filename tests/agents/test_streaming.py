@@ -21,8 +21,9 @@ from reflux.agents.types import (
     ToolSpec,
     stream_of,
 )
+from reflux.graphs.traces.losses import find_failure
 from reflux.graphs.traces.recorded_client import RecordedClient
-from reflux.graphs.traces.store import CallKey, TraceStore, find_failure
+from reflux.graphs.traces.store import CallKey, TraceStore
 from tests.support.serving import CALL, Scripted
 
 ASKED = ChatRequest("m", (("user", "one two three"),))
