@@ -486,7 +486,7 @@ def test_rows_of_a_parquet_file(tmp_path: Path) -> None:
         ('[]\n', "it holds no objects"),
         ("null", "item 1: null, no JSON object"),
         (b'{"messages": "\xe9"}', "byte 15 is no UTF-8: save the file as UTF-8"),
-        (gzip.compress(b'{"messages": []}\n', mtime=0)[:-9], "no whole gzip file: .* export it again"),
+        (gzip.compress(b'{"messages": []}\n', mtime=0)[:-9], "no whole gzip file: .* again"),
         (b"\x1f\x8b\x08\0nothing", "no whole gzip file: .* export it again"),
         (None, "is a folder: name the files in it"),
     ],
