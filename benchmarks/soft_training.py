@@ -90,6 +90,10 @@ def _trl(arm: str, base: Path, rows: Sequence[Mapping[str, Any]], sft: dict[str,
         return AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
 
     shared = {key: value for key, value in SFT_DEFAULTS.items() if key != "save_total_limit"}
+    given = {**shared, **sft}
+    if given.get("max_steps", -1) < 1:  # Its data loader does not tell how long it is.
+        passes = given["num_train_epochs"] * len(rows) / given["per_device_train_batch_size"]
+        given["max_steps"] = max(1, round(passes))
     with tempfile.TemporaryDirectory() as out, quiet_libraries():
         trainer = DistillationTrainer(
             model=load(),
@@ -99,7 +103,7 @@ def _trl(arm: str, base: Path, rows: Sequence[Mapping[str, Any]], sft: dict[str,
                 use_cpu=not torch.cuda.is_available(),
                 dataloader_pin_memory=False,
                 max_completion_length=MAX_TOKENS,
-                **{**shared, **sft},
+                **given,
             ),
             train_dataset=datasets.Dataset.from_list([{"prompt": row["prompt"]} for row in rows]),
             processing_class=AutoTokenizer.from_pretrained(base, padding_side="left"),
