@@ -423,7 +423,13 @@ async def test_an_endpoint_answers_for_the_base_and_students_run_here(
                 "base": str(tiny_base),
                 "engine": engine,
                 "keep_agent": True,
-                "gates": {"imitation": 0, "retention": 0, "regression": 1, "canary": 0},
+                "gates": {
+                    "imitation": 0,
+                    "retention": 0,
+                    "regression": 1,
+                    "canary": 0,
+                    "forgetting": 1,
+                },
             },
             "x.yaml",
         )

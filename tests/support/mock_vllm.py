@@ -25,8 +25,8 @@ Answer = Callable[[str, str], str]
 
 
 def sums(adapter: str, question: str) -> str:
-    """Every model adds."""
-    return add(question.split()[-1]) if question.endswith("=") else f"a general answer to {question}"
+    """Every model adds, in whatever words a sum is asked for."""
+    return add(question.split()[-1]) if question.endswith("=") else f"a general answer: {question}"
 
 
 @dataclass
