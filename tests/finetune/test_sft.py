@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -275,6 +276,22 @@ def test_a_stopped_training_goes_on_at_its_checkpoint(
     assert weights_of(tmp_path / "parts") == weights_of(tmp_path / "whole")
     assert parts.curve == whole.curve
     assert [step for step, _ in whole.curve["eval_loss"]] == list(range(1, whole.steps + 1))
+
+
+@pytest.mark.parametrize("limit", [50_000, 200_000], ids=["weights", "optimizer"])
+def test_a_checkpoint_that_does_not_fit_on_the_disk_is_told_and_training_goes_on_with_room(
+    tiny_base: Path, tmp_path: Path, limit: int
+) -> None:
+    kept = {"sft": {**LONG, "max_steps": 3}, "checkpoints": tmp_path / "kept"}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(RefluxError, match=r"weights cannot be written in .*kept.* free some"):
+            train(ROWS, tiny_base, tmp_path / "out", **kept)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not (tmp_path / "out").exists()
+    assert train(ROWS, tiny_base, tmp_path / "out", **kept).steps == 3
 
 
 def test_rows_are_held_out_by_prompt() -> None:

@@ -3,13 +3,15 @@
 import os
 import signal
 import socket
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx2
 import pytest
 
 from tests.support.commanding import begin
-from tests.support.serving import scripted, served_url
+from tests.support.serving import scripted, served_url, soon
 
 pytestmark = pytest.mark.process
 
@@ -103,3 +105,54 @@ def test_a_port_that_is_taken_is_named_with_the_remedy(tmp_path: Path) -> None:
         ended = begin(["serve", "--port", port, "--run", str(tmp_path)]).wait()
     assert ended.code == 2
     assert f"127.0.0.1:{port} cannot be served" in ended.stderr and "--port" in ended.stderr
+
+
+def test_a_server_that_is_killed_under_load_loses_no_answer_that_it_gave(tmp_path: Path) -> None:
+    """And what waited for a human is answered by the next server; the proxy's calls stay, too."""
+    answered: dict[str, str] = {}
+    recorded: list[str] = []
+
+    def ask(number: int) -> None:
+        model = ("near", "amplified")[number % 2]
+        prefix = "record/v1" if number % 3 == 0 else "v1"
+        turn = {"role": "user", "content": f"hello {number}"}
+        body = {"model": model, "messages": [turn], "max_tokens": 9}
+        with suppress(httpx2.TransportError):
+            got = httpx2.post(f"{url}/{prefix}/chat/completions", json=body, timeout=60)
+            assert got.status_code == 200, got.text
+            said = got.json()["choices"][0]["message"]["content"]
+            if prefix == "v1":
+                answered[got.headers["x-reflux-trajectory"]] = said
+            else:
+                recorded.append(said)
+
+    with ExitStack() as ended, scripted() as script, ThreadPoolExecutor(16) as pool:
+        script.pause = lambda body: 0.01
+        env = {"OPENAI_BASE_URL": script.url}
+        words = ["serve", "--port", "0", "--json", "--run", str(tmp_path), "--model", "near"]
+        words += ["--overseer", "plain", "--record", script.url]
+        running = begin(words, env)
+        ended.callback(running.process.kill)
+        url = served_url(running)
+        who = {"model": "amplified:human", "messages": [{"role": "user", "content": "who?"}]}
+        with httpx2.stream(
+            "POST", f"{url}/v1/chat/completions", json={**who, "stream": True}
+        ) as waiting:
+            next(waiting.iter_raw())
+            load = [pool.submit(ask, number) for number in range(200)]
+            soon(lambda: len(answered) >= 10 and recorded, 60)
+            running.process.kill()
+            assert running.wait().code == -signal.SIGKILL
+            for each in load:
+                each.result()
+        assert len(answered) < 190
+        again = begin(words, env)
+        ended.callback(again.process.kill)
+        url = served_url(again)
+        for id, said in answered.items():
+            tree = httpx2.get(f"{url}/api/trajectories/{id}").json()["tree"]
+            assert (tree["answer"], tree["status"]) == (said, "unchecked")
+        (pending,) = httpx2.get(f"{url}/api/pending").json()["pending"]
+        to = f"{url}/api/pending/{pending['trajectory']}/{pending['id']}"
+        assert httpx2.post(to, json={"words": "answer: me"}).json()["outcome"]["answer"] == "me"
+        ask(1)

@@ -236,9 +236,9 @@ def serving(
         thread.join(timeout=20)
 
 
-def soon(what: Callable[[], Any]) -> Any:
+def soon(what: Callable[[], Any], seconds: float = 10) -> Any:
     """What becomes true within some seconds."""
-    for _ in range(500):
+    for _ in range(round(50 * seconds)):
         if found := what():
             return found
         time.sleep(0.02)
@@ -260,6 +260,6 @@ def served_url(running: Running) -> str:
         except httpx2.TransportError:
             return False
 
-    url: str = soon(told)
-    soon(answers)
+    url: str = soon(told, 60)  # A loaded machine is slow to start it.
+    soon(answers, 60)
     return url
