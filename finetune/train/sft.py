@@ -227,4 +227,8 @@ def save_adapter(trainer: Any, base_name: str, scratch: Path, out: Path) -> None
         model.save_pretrained(scratch, state_dict=weights, save_embedding_layers=False)
     out.mkdir(parents=True, exist_ok=True)
     for name in ("adapter_config.json", ADAPTER):
-        shutil.copyfile(scratch / name, out / name)
+        try:
+            shutil.copyfile(scratch / name, out / name)
+        except OSError as error:
+            error.filename = str(out / name)  # It names the file that was read.
+            raise
