@@ -213,7 +213,8 @@ def test_a_graph_is_evaluated_once_and_again_where_its_code_changes(folder: Path
     said = evaluated("--systems", "own/graph.py:make")
     assert said.code == 2
     assert "takes topic, style, out: name the one that gets the question by --input" in said.stderr
-    (folder / "own" / "helper.py").write_text("MARK = 1 / 0\n")
+    # Of another length: Python keeps compiled code by the second and the size of its source.
+    (folder / "own" / "helper.py").write_text("MARK = 100 / 0\n")
     said = evaluated("--systems", "own/graph.py:make")
     assert said.code == 1
     lines = said.stderr.splitlines()
