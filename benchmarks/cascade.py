@@ -16,7 +16,6 @@ interval of the paired difference; it costs no more than the amplified system; s
 calibration error of the student.
 """
 
-import argparse
 import asyncio
 import hashlib
 import json
@@ -27,7 +26,7 @@ from dataclasses import dataclass, replace
 from threading import Event
 from typing import Any
 
-from benchmarks.default_model import SCRIPTED, model_name, scratch_run
+from benchmarks.default_model import SCRIPTED, model_name, parser_of, scratch_run
 from benchmarks.natural_tasks import natural_tasks
 from benchmarks.overseer_arms import scratch_context
 from benchmarks.report import Claim, Report
@@ -296,9 +295,7 @@ def guess(request: ChatRequest) -> Completion:
 
 def main(config: Config) -> None:
     """Run and report."""
-    report = Report("cascade", seed=config.seeds[0], quick=config.quick)
-    if config.more:
-        report.take_up()
+    report = Report("cascade", seed=config.seeds[0], quick=config.quick, more=config.more)
 
     async def run() -> None:
         async with scratch_run(config.model, 1024) as (folder, batched):
@@ -310,9 +307,7 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a smoke run without a model")
-    parser.add_argument("--model", default="default", help="a GGUF; the default model without it")
+    parser = parser_of(__doc__)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--seeds", nargs="+", type=int, default=Config.seeds)
     parser.add_argument("-n", type=int, default=Config.n)

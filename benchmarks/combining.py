@@ -9,12 +9,11 @@ on held-out questions. Chance is one in three.
 Claim: with reasons, at least 0.9 of the answers are the script's.
 """
 
-import argparse
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from benchmarks.default_model import model_name, scratch_run
+from benchmarks.default_model import model_name, parser_of, scratch_run
 from benchmarks.natural_tasks import natural_tasks
 from benchmarks.overseer_arms import TOKENS, Scripts
 from benchmarks.report import Claim, Report
@@ -101,9 +100,7 @@ async def checked(report: Report) -> None:
 
 def main(config: Config) -> None:
     """Run and report."""
-    report = Report("combining", seed=config.seed, quick=config.quick)
-    if config.more:
-        report.take_up()
+    report = Report("combining", seed=config.seed, quick=config.quick, more=config.more)
 
     async def run() -> None:
         if config.quick:
@@ -117,9 +114,7 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a smoke run without a model")
-    parser.add_argument("--model", default="default", help="a GGUF; the default model without it")
+    parser = parser_of(__doc__)
     parser.add_argument("-n", type=int, default=Config.n)
     parser.add_argument("--more", action="store_true", help="keep figures of other models")
     given = parser.parse_args()

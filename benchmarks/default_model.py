@@ -1,5 +1,6 @@
 """The default model on a selectable engine, for benchmarks that do not compare engines."""
 
+import argparse
 import tempfile
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -68,6 +69,14 @@ async def scratch_run(name: str, context: int) -> AsyncGenerator[tuple[RunFolder
             yield folder, client
         finally:
             await client.close()
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """The command of a benchmark of one model: `--quick` and `--model`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="a smoke run without a model")
+    parser.add_argument("--model", default="default", help="a GGUF; the default model without it")
+    return parser
 
 
 def model_name(base: Base) -> str:

@@ -7,13 +7,12 @@ Claims: no question takes more calls than its limit, and calls grow less than le
 3 levels cost at most 4 times as much as one.
 """
 
-import argparse
 import asyncio
 import json
 import re
 from dataclasses import replace
 
-from benchmarks.default_model import SCRIPTED, open_model
+from benchmarks.default_model import SCRIPTED, open_model, parser_of
 from benchmarks.model_overseer import done
 from benchmarks.natural_tasks import natural_tasks
 from benchmarks.overseer_arms import TOKENS, scratch_context
@@ -108,9 +107,7 @@ def main(model: str, n: int, *, quick: bool, seed: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a smoke run without a model")
-    parser.add_argument("--model", default="default", help="a GGUF; the default model without it")
+    parser = parser_of(__doc__)
     parser.add_argument("-n", type=int, default=10)
     given = parser.parse_args()
     main(given.model, 2 if given.quick else given.n, quick=given.quick)

@@ -22,14 +22,19 @@ Claims: all that weigh the direct answer, too, are nowhere below `direct` by mor
 interval of the paired difference; a learned overseer reaches 0.9 of what its script does.
 """
 
-import argparse
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.default_model import SCRIPTED, model_name, open_default_model, scratch_run
+from benchmarks.default_model import (
+    SCRIPTED,
+    model_name,
+    open_default_model,
+    parser_of,
+    scratch_run,
+)
 from benchmarks.natural_tasks import Natural, natural_tasks
 from benchmarks.overseer_arms import (
     ALONE,
@@ -186,9 +191,7 @@ def row_of(
 
 def main(config: Config) -> None:
     """Run and report."""
-    report = Report("model_overseer", seed=config.seed, quick=config.quick)
-    if config.more:
-        report.take_up()
+    report = Report("model_overseer", seed=config.seed, quick=config.quick, more=config.more)
 
     async def run() -> None:
         async with scratch_run(config.model, CONTEXT) as (folder, batched):
@@ -202,9 +205,7 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a smoke run without a model")
-    parser.add_argument("--model", default="default", help="a GGUF; the default model without it")
+    parser = parser_of(__doc__)
     parser.add_argument("--tasks", nargs="+", choices=list(natural_tasks()))
     parser.add_argument("--arms", nargs="+", choices=ARMS)
     parser.add_argument("-n", type=int, default=200)

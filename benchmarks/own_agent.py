@@ -266,9 +266,7 @@ def measure(
 
 def main(config: Config) -> None:
     """Measure each agent."""
-    report = Report("own_agent", seed=config.seed, quick=config.quick)
-    if config.more:
-        report.take_up()
+    report = Report("own_agent", seed=config.seed, quick=config.quick, more=config.more)
     os.environ.pop("OPENAI_BASE_URL", None)
     model = model_name(find_base(BaseConfig(model=config.model)))
     for name in config.agents:

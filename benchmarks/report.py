@@ -45,15 +45,17 @@ class Claim:
 
 
 class Report:
-    """Collects the rows and claims of one benchmark run."""
+    """Collects the rows and claims of one benchmark run; with `more`, beside those of the last."""
 
-    def __init__(self, benchmark: str, *, seed: int, quick: bool) -> None:
+    def __init__(self, benchmark: str, *, seed: int, quick: bool, more: bool = False) -> None:
         self.benchmark = benchmark
         self.rows: list[dict[str, Any]] = []
         self.claims: list[Claim] = []
         self._seed = seed
         self._quick = quick
         self._begun = time.perf_counter()
+        if more:
+            self._take_up()
 
     def finish(self) -> None:
         """Print the tables; a full run also writes its JSON, including claims that do not hold."""
@@ -80,7 +82,7 @@ class Report:
         path.write_text(json.dumps(self.to_json(), indent=1) + "\n")
         return path
 
-    def take_up(self) -> None:
+    def _take_up(self) -> None:
         """Begin with the rows and claims of the last run, whose figures and seconds stay."""
         path = RESULTS / f"{self.benchmark}.json"
         if path.is_file():

@@ -14,7 +14,6 @@ Claims: the default forgets no more than 0.05 of the first two tasks, and no mor
 SFT by the upper end of the interval; it keeps the base's accuracy on general tasks to 0.05.
 """
 
-import argparse
 import asyncio
 import random
 import tempfile
@@ -24,7 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from benchmarks.default_model import SCRIPTED, Scripted, model_name
+from benchmarks.default_model import SCRIPTED, Scripted, model_name, parser_of
 from benchmarks.overseer_arms import scratch_context
 from benchmarks.plain_sft import Setting, train_plain
 from benchmarks.report import Claim, Report
@@ -267,17 +266,13 @@ async def measure(config: Config, report: Report) -> None:
 
 def main(config: Config) -> None:
     """Run and report."""
-    report = Report("retention", seed=config.seeds[0], quick=config.quick)
-    if config.more:
-        report.take_up()
+    report = Report("retention", seed=config.seeds[0], quick=config.quick, more=config.more)
     asyncio.run(measure(config, report))
     report.finish()
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a smoke run without a model")
-    parser.add_argument("--model", default="default", help="a GGUF; the default model without it")
+    parser = parser_of(__doc__)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     parser.add_argument("--seeds", nargs="+", type=int, default=Config.seeds)
     parser.add_argument("-n", type=int, default=Config.n)

@@ -228,9 +228,7 @@ async def open_stages(config: Config, task: str, seed: int) -> AsyncGenerator[St
 
 def main(config: Config) -> None:
     """Run and report."""
-    report = Report("roles", seed=config.seeds[0], quick=config.quick)
-    if config.more:
-        report.take_up()
+    report = Report("roles", seed=config.seeds[0], quick=config.quick, more=config.more)
 
     async def run() -> None:
         for task in config.tasks:

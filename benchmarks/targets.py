@@ -318,9 +318,7 @@ async def checked(report: Report) -> None:
 
 def main(config: Config) -> None:
     """Run and report."""
-    report = Report("targets", seed=config.seeds[0], quick=config.quick)
-    if config.more:
-        report.take_up()
+    report = Report("targets", seed=config.seeds[0], quick=config.quick, more=config.more)
     asyncio.run(checked(report) if config.quick else measure(config, report))
     report.finish()
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from reflux.agents.clients.openai import OpenAIClient
 
 Key = tuple[str, str]
-"""A model's name, and the chat template that takes the place of its own; empty for its own."""
+"""A model's name, and a chat template to use instead of the model's; empty to keep that."""
 SHARE = 512
 """Tokens of the KV cache for each request that is decoded at the same time, on average."""
 DEFAULT_MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
