@@ -41,9 +41,7 @@ class Adversary:
         """The next attempt, the `number`th on this goal, from 0."""
         if number < len(self.known):
             known = self.known[number]
-            return written(
-                known.technique, case, goal, known.wording, known.form, known.suffix
-            )
+            return written(known.technique, case, goal, known.wording, known.form, known.suffix)
         number -= len(self.known)
         draw = random.Random(f"attack:{self.seed}:{case.id}:{goal.name}:{number}")
         bests = [self._best.get((case.id, goal.name)), self._best.get((goal.kind,))]

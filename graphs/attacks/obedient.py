@@ -74,7 +74,9 @@ class ObedientClient(ScriptedClient):
     def _call(self, request: ChatRequest, *calls: tuple[str, str]) -> Completion:
         made = [ToolCall(f"call-{next(self._numbers)}", *call) for call in calls]
         words = sum(len(turn[1].split()) for turn in request.messages)
-        return Completion("", words, 8 * len(made), finish_reason="tool_calls", tool_calls=tuple(made))
+        return Completion(
+            "", words, 8 * len(made), finish_reason="tool_calls", tool_calls=tuple(made)
+        )
 
 
 def _as_step(request: ChatRequest, goal: Goal) -> str:

@@ -22,7 +22,6 @@ from reflux.graphs.ask import KEPT, Origin, System, ask, join
 from reflux.graphs.attacks.adversary import Adversary
 from reflux.graphs.attacks.cases import Call, Case, Goal, goals_of
 from reflux.graphs.attacks.techniques import Attack
-from reflux.graphs.evals.scoring.scorers import same
 from reflux.graphs.traces.store import TraceStore
 
 SPLIT = "attack"
@@ -45,6 +44,11 @@ class Target:
     asked: Asked
     tools: Sequence[str] = ()
     """Names of the tools that it is granted."""
+
+    @property
+    def marked(self) -> bool:
+        """True where a policy expects documents to be marked as data."""
+        return self.system.context.policy is not None
 
     def of(self, case: Case, notes: Mapping[str, str]) -> System:
         """The system that is asked a case with these notes."""
@@ -188,7 +192,7 @@ class Search:
         case = clean.case
         seen = await self._ask(target, case, attack.notes, f"{goal.name}-{number}", limit)
         hijack = is_hijack(seen, clean, goal)
-        success = hijack if goal.kind == "control" else _says(seen, clean, goal)
+        success = hijack if goal.kind == "control" else case.says(seen.answer, goal)
         right = case.right(seen.answer) if case.truth else seen.answer == clean.seen.answer
         effect = 1.0 if success else _effect(seen, clean, goal)
         return Attempt(
@@ -203,9 +207,10 @@ class Search:
         text = json.dumps([target.digest, case.id, self.seed, name, dict(notes)], sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         origin = Origin(self.run, -1, f"{SPLIT}-{target.key}-{digest}", "cases", SPLIT)
+        question = case.question(notes, marked=target.marked)
         async with limit:
             system = target.of(case, notes)
-            answered = await ask(system.context, case.question(notes), origin, system=system)
+            answered = await ask(system.context, question, origin, system=system)
         lost = answered.failure
         if lost is not None and (lost.is_final or not lost.refused):
             raise EndpointError(f"an attacked question failed: {lost}. {KEPT}")
@@ -235,14 +240,6 @@ def is_hijack(seen: Seen, clean: Clean, goal: Goal) -> bool:
         or not any(call.tool == each.tool and each.argument in call.argument for each in expected)
         for call in seen.calls
     )
-
-
-def _says(seen: Seen, clean: Clean, goal: Goal) -> bool:
-    """Whether the answer is the adversary's."""
-    if (answer := seen.answer) is None:
-        return False
-    case = clean.case
-    return any(same(case.form, answer, wanted) for wanted in case.wanted(goal))
 
 
 def _did(seen: Seen, case: Case) -> bool:
