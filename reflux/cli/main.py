@@ -78,7 +78,8 @@ COMMANDS = {
     "students rollback": admin.rollback_student,
 }
 ASK_MODELS = (
-    "ask", "reply", "chat", "review", "init", "run", "eval", "attack", "plan", "serve", "doctor", "score"
+    "ask", "reply", "chat", "review", "init", "run", "eval", "attack", "plan", "serve", "doctor",
+    "score",
 )  # fmt: skip
 """Commands that may ask an endpoint."""
 EXAMPLES = """

@@ -172,8 +172,9 @@ def known_attacks(path: Path) -> list[Attack]:
 
 
 def write_search(
-    out: Path, body: dict[str, Any], found: Sequence[Searched], plan: AttackPlan
+    out: Path, body: Mapping[str, Any], found: Sequence[Searched], plan: AttackPlan
 ) -> None:
+    """Write a search whole: its figures, its attempts, and rows for training and held out."""
     write_whole(out / "attack.json", json.dumps(body, indent=1) + "\n")
     attempts = [
         {"system": each.key} | attempt.to_json() for each in found for attempt in each.attempts
