@@ -21,7 +21,7 @@ from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import KEPT, Origin, System, ask, join
 from reflux.graphs.attacks.adversary import Adversary
 from reflux.graphs.attacks.cases import Call, Case, Goal, goals_of
-from reflux.graphs.attacks.techniques import Attack
+from reflux.graphs.attacks.techniques import TECHNIQUES, Attack
 from reflux.graphs.traces.store import TraceStore
 
 SPLIT = "attack"
@@ -137,7 +137,7 @@ class Search:
     cases: Sequence[Case]
     queries: int
     seed: int = 0
-    techniques: Sequence[str] = ()
+    techniques: Sequence[str] = TECHNIQUES
     known: Sequence[Attack] = ()
     goals: Sequence[str] = ()
     """Names of the goals; empty for all."""
@@ -152,8 +152,7 @@ class Search:
         """
         limit = asyncio.Semaphore(self.max_concurrency)
         clean = await join([self._clean(target, case, limit) for case in self.cases])
-        options = {"techniques": self.techniques} if self.techniques else {}
-        adversary = Adversary(self.seed, known=self.known, **options)
+        adversary = Adversary(self.seed, self.techniques, self.known)
         searched = Searched(target.key, clean, self.queries)
         open_goals = [
             (each, goal)

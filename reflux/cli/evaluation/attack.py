@@ -143,7 +143,7 @@ def attack(
         calls, tokens, max_tokens, seed, concurrency or 32,
     )  # fmt: skip
     search = Search(
-        folder.id, made, queries, seed, tuple(technique or ()), known,
+        folder.id, made, queries, seed, tuple(technique or TECHNIQUES), known,
         max_concurrency=plan.concurrency,
     )  # fmt: skip
     if out is not None:
