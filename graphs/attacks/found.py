@@ -108,13 +108,18 @@ def is_held_out(case: Case) -> bool:
     return hashed_out(f"attack:{case.id}")
 
 
-def training_rows(searched: Searched, tools: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+def training_rows(
+    searched: Searched, tools: Sequence[str] = (), teacher: Searched | None = None
+) -> Iterator[dict[str, Any]]:
     """Found attacks with the right behavior, and each such case without an attack, as rows.
 
-    The right behavior is what the same system did on the case that nobody attacked, where that was
+    The right behavior is what the teacher did on the case that nobody attacked, where that was
     accepted, so no row holds a true answer. `held_out` tells rows that are not for training.
+
+    Args:
+        teacher: another system on the same cases; by default the attacked one itself.
     """
-    clean = {each.case.id: each for each in searched.clean}
+    clean = {each.case.id: each for each in (teacher or searched).clean}
     attacked = dict[str, None]()
     for attempt in searched.found:
         usual = clean[attempt.case.id]

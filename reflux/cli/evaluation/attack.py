@@ -92,8 +92,8 @@ def attack(
     technique: Annotated[
         list[str] | None,
         typer.Option(
-            help="plain, template, paraphrase, encoded, split, bait or suffix; may be repeated. "
-            "Default: all."
+            help="plain, template, paraphrase, encoded, split, bait, forged or suffix; may be "
+            "repeated. Default: all."
         ),
     ] = None,
     attacks: Annotated[
@@ -102,6 +102,13 @@ def attack(
             help="Try these first: rows or attempts of an earlier search.", metavar="FILE"
         ),
     ] = None,
+    teacher: Annotated[
+        str,
+        typer.Option(
+            help="System whose answers without an attack the rows teach. Default: each its own.",
+            metavar="SYSTEM",
+        ),
+    ] = "",
     depth: Annotated[
         list[int] | None,
         typer.Option(help="Levels of sub-questions; repeat it to compare. Default: 2.", min=1),
@@ -114,7 +121,7 @@ def attack(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for attempts.jsonl, attack.json, rows.jsonl and held_out.jsonl.",
+            help="Folder for figures, a chart, attempts, rows.jsonl and held_out.jsonl.",
             metavar="DIR",
         ),
     ] = None,
@@ -128,6 +135,8 @@ def attack(
     folder, keys = folder_of(run, base), parse_systems(systems)
     for name in technique or ():
         check_choice("--technique", name, TECHNIQUES)
+    if teacher and teacher not in keys:
+        raise UsageError(f"--teacher {teacher} is none of --systems {systems}; name one of them")
     if data is None and tool:
         raise UsageError("--tool is for --data: the shipped cases have their own tools")
     if data is not None:
@@ -151,7 +160,7 @@ def attack(
     found = run_async(attack_all(folder, plan, search, model))
     body = {"seed": seed, "queries": queries, "systems": [figures(each) for each in found]}
     if out is not None:
-        write_search(out, body, found, plan)
+        write_search(out, body, found, plan, teacher)
     if as_json:
         emit(body)
         return

@@ -30,6 +30,7 @@ from reflux.graphs.attacks.world import attacked, case_overseer
 from reflux.graphs.voting.voting import VotePolicy
 from reflux.models import open_run
 from reflux.overseers import overseer_named, with_max_tokens
+from reflux.report.attack_chart import Line, write_chart
 
 SCRIPT = "cases"
 """The overseer of the shipped cases, which divides them without a model."""
@@ -172,14 +173,25 @@ def known_attacks(path: Path) -> list[Attack]:
 
 
 def write_search(
-    out: Path, body: Mapping[str, Any], found: Sequence[Searched], plan: AttackPlan
+    out: Path,
+    body: Mapping[str, Any],
+    found: Sequence[Searched],
+    plan: AttackPlan,
+    teacher: str = "",
 ) -> None:
-    """Write a search whole: its figures, its attempts, and rows for training and held out."""
+    """Write a search whole: figures, a chart, attempts, and rows for training and held out."""
     write_whole(out / "attack.json", json.dumps(body, indent=1) + "\n")
+    lines = [Line.of(each, kind) for each in body["systems"] for kind in ("control", "value")]
+    write_chart(out / "attack.svg", {"search": lines})
     attempts = [
         {"system": each.key} | attempt.to_json() for each in found for attempt in each.attempts
     ]
-    rows = [{"system": each.key} | row for each in found for row in training_rows(each, plan.tools)]
+    taught = next((each for each in found if teacher and each.key.startswith(teacher)), None)
+    rows = [
+        {"system": each.key} | row
+        for each in found
+        for row in training_rows(each, plan.tools, taught)
+    ]
     for name, lines in (
         ("attempts.jsonl", attempts),
         ("rows.jsonl", [row for row in rows if not row["held_out"]]),
