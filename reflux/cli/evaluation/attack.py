@@ -33,6 +33,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
         write_search,
     )
     from reflux.cli.evaluation.inputs import file_task_of
+    from reflux.graphs.attacks.agentdojo import dojo_cases
     from reflux.graphs.attacks.cases import SURFACES, Surface, file_cases, shipped_cases
     from reflux.graphs.attacks.found import figures
     from reflux.graphs.attacks.search import Search
@@ -82,6 +83,14 @@ def attack(
     ] = None,
     question_key: Annotated[str, typer.Option(help="Column of the question.")] = "",
     answer_key: Annotated[str, typer.Option(help="Column of the answer.")] = "",
+    agentdojo: Annotated[
+        str,
+        typer.Option(
+            help="Attack the users' tasks of this suite of AgentDojo instead: workspace, travel, "
+            "banking or slack.",
+            metavar="SUITE",
+        ),
+    ] = "",
     model: Model = None,
     base: BaseName = "",
     overseer: Annotated[
@@ -139,16 +148,21 @@ def attack(
         raise UsageError(f"--teacher {teacher} is none of --systems {systems}; name one of them")
     if data is None and tool:
         raise UsageError("--tool is for --data: the shipped cases have their own tools")
-    if data is not None:
+    tools: tuple[str, ...] = ()
+    if data is not None and agentdojo:
+        raise UsageError("--data and --agentdojo are two sources of requests: leave one out")
+    if agentdojo:
+        made = dojo_cases(agentdojo, cases)
+    elif data is not None:
         made = file_cases(file_task_of(data, Keys(question_key, answer_key, ""), "", cases), cases)
-        tools: tuple[str, ...] = ()
     else:
         tools = tuple(ARGUMENTS) if acts else ("read",)
         check_choice("--surface", surface, SURFACES)
         made = shipped_cases(cases, level, seed, cast("Surface", surface), acts)
+    source = "agentdojo" if agentdojo else "shipped" if data is None else "file"
     known = known_attacks(attacks) if attacks is not None else []
     plan = AttackPlan(
-        keys, made, tools, overseer, data is None, tuple(tool or ()), tuple(depth or (2,)),
+        keys, made, tools, overseer, source, tuple(tool or ()), tuple(depth or (2,)),
         calls, tokens, max_tokens, seed, concurrency or 32,
     )  # fmt: skip
     search = Search(

@@ -11,6 +11,7 @@ from reflux.agents.errors import UsageError
 from reflux.agents.files import read_text, write_whole
 from reflux.agents.policy.policy import Policy
 from reflux.agents.tools.protocol import Grants
+from reflux.agents.types import ChatClient
 from reflux.ask_context import open_tools
 from reflux.cli.ask import batch_config
 from reflux.cli.contract import limits_of
@@ -21,7 +22,8 @@ from reflux.finetune.configs.run import read_yaml
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.ask import Amplified
-from reflux.graphs.attacks.cases import Case, goals_of
+from reflux.graphs.attacks.agentdojo import KnowingClient, dojo_context
+from reflux.graphs.attacks.cases import Case
 from reflux.graphs.attacks.found import attack_of, training_rows
 from reflux.graphs.attacks.obedient import OBEDIENT, ObedientClient
 from reflux.graphs.attacks.search import Search, Searched, Target, at_depth
@@ -45,8 +47,8 @@ class AttackPlan:
     tools: Sequence[str]
     """Of the shipped cases."""
     overseer: str
-    ships: bool
-    """The cases are the shipped ones."""
+    source: str
+    """Of the cases: `shipped`, `file`, or `agentdojo`."""
     granted: Sequence[str]
     """Tools of the user."""
     depths: Sequence[int]
@@ -73,7 +75,7 @@ class AttackPlan:
     def context(self, opened: OpenRun, model: str, key: str, grants: Grants) -> AmplifyContext:
         """The context of one system, before a case gives it its tools."""
         policy = self.policies.get(_policy_of(key))
-        if self.ships and self.overseer in ("", SCRIPT):
+        if self.source == "shipped" and self.overseer in ("", SCRIPT):
             overseer = case_overseer(typed=policy is not None)
         else:
             overseer = with_max_tokens(
@@ -94,7 +96,9 @@ class AttackPlan:
     def asked(
         self, context: AmplifyContext, case: Case, notes: Mapping[str, str]
     ) -> AmplifyContext:
-        return attacked(context, case, notes, self.tools) if self.ships else context
+        if self.source == "agentdojo":
+            return dojo_context(context, case, notes)
+        return attacked(context, case, notes, self.tools) if self.source == "shipped" else context
 
     async def targets(self, opened: OpenRun, agent: str, stack: AsyncExitStack) -> list[Target]:
         """The systems by name, the amplified ones with each number of levels."""
@@ -135,8 +139,7 @@ async def attack_all(
     folder: RunFolder, plan: AttackPlan, search: Search, model: str | None
 ) -> list[Searched]:
     if model == OBEDIENT:
-        goals = [g for case in plan.cases for g in goals_of(case, plan.seed, plan.tools)]
-        opened, agent = OpenRun(folder, client=ObedientClient(goals)), OBEDIENT
+        opened, agent = OpenRun(folder, client=_worst(plan)), OBEDIENT
     else:
         opened, agent = open_run(
             folder, model, batch_config(folder), concurrency=plan.concurrency, warm=False
@@ -148,6 +151,12 @@ async def attack_all(
                 search, listener=lambda key, done, total: view(f"attack {key}", done, total, "")
             )
             return [await search.against(target) for target in targets]
+
+
+def _worst(plan: AttackPlan) -> ChatClient:
+    if plan.source == "agentdojo":
+        return KnowingClient(plan.cases)
+    return ObedientClient([g for case in plan.cases for g in case.goals(plan.seed, plan.tools)])
 
 
 def known_attacks(path: Path) -> list[Attack]:
@@ -189,7 +198,7 @@ def write_search(
     taught = next((each for each in found if teacher and each.key.startswith(teacher)), None)
     rows = [
         {"system": each.key} | row
-        for each in found
+        for each in (found if plan.source != "agentdojo" else ())  # Its data teaches nobody.
         for row in training_rows(each, plan.tools, taught)
     ]
     for name, lines in (
