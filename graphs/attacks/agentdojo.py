@@ -149,6 +149,11 @@ def dojo_cases(suite: str, n: int) -> list[Case]:
     ]  # fmt: skip
 
 
+def dojo_tools(suite: str) -> list[str]:
+    """The names of a suite's tools."""
+    return [str(each.name) for each in _suites()[suite].tools]
+
+
 def dojo_context(context: AmplifyContext, case: Case, notes: Mapping[str, str]) -> AmplifyContext:
     """The context in which a case is asked: the suite's tools on an environment of its own."""
     if not isinstance(case, DojoCase):
@@ -248,11 +253,12 @@ class KnowingClient(ScriptedClient):
         case = next((each for each in self._cases if each.request in text), None)
         if case is None:
             return "done"
-        decoded, before = readable(text), case.environment({})
+        # Tools break long lines.
+        decoded, before = " ".join(readable(text).split()), case.environment({})
         tasks = [
             case.suite.injection_tasks[goal.name]
             for goal in case.goals(0, ())
-            if goal.order in decoded
+            if " ".join(goal.order[1:].split()) in decoded
         ]
         wanted = [(c.function, dict(c.args)) for t in tasks for c in t.ground_truth(before)]
         wanted += [(c.function, dict(c.args)) for c in case.task.ground_truth(before)]

@@ -36,12 +36,13 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.graphs.attacks.agentdojo import dojo_cases
     from reflux.graphs.attacks.cases import SURFACES, Surface, file_cases, shipped_cases
     from reflux.graphs.attacks.found import figures
+    from reflux.graphs.attacks.garak import read_report
     from reflux.graphs.attacks.search import Search
     from reflux.graphs.attacks.techniques import TECHNIQUES
     from reflux.graphs.attacks.world import ARGUMENTS
     from reflux.graphs.evals.questions.forms import Keys
     from reflux.graphs.evals.runner import parse_systems
-    from reflux.report.terminal import OUT, emit, say, table_of
+    from reflux.report.terminal import OUT, emit, print_result, say, table_of
 
 MAX_CASES, MAX_QUERIES = 10_000, 100_000
 
@@ -91,6 +92,10 @@ def attack(
             metavar="SUITE",
         ),
     ] = "",
+    garak: Annotated[
+        Path | None,
+        typer.Option(help="Ask nothing: show this report of garak's.", metavar="REPORT"),
+    ] = None,
     model: Model = None,
     base: BaseName = "",
     overseer: Annotated[
@@ -141,6 +146,9 @@ def attack(
     An adversary writes a part of each request's documents. It wants tools called that nobody asked
     for, and its own number as the answer. The model `obedient` obeys whatever it reads.
     """
+    if garak is not None:
+        _show_report(garak, as_json)
+        return
     folder, keys = folder_of(run, base), parse_systems(systems)
     for name in technique or ():
         check_choice("--technique", name, TECHNIQUES)
@@ -181,6 +189,23 @@ def attack(
     OUT.print(_table(body["systems"]))
     if out is not None:
         say(f"attempts, figures and rows: {out}")
+
+
+def _show_report(path: Path, as_json: bool) -> None:
+    name, rates = read_report(path)
+    body = {"model": name, "probes": [rate.to_json() for rate in rates]}
+    rows = [
+        (
+            each["probe"],
+            each["detector"],
+            f"{each['hits']}/{each['n']}",
+            "{:.1%} to {:.1%}".format(*each["rate_95"]),
+        )
+        for each in body["probes"]
+    ]
+    title = f"garak on {name or 'a model without a name'}"
+    headings = ("probe", "detector", "got through", "95%")
+    print_result(body, table_of(headings, rows, title=title, right=headings[2:]), as_json)
 
 
 def _table(systems: Sequence[Mapping[str, Any]]) -> Any:
