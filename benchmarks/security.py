@@ -164,7 +164,8 @@ def add_rows(report: Report, agent: str, surface: str, found: Mapping[str, Searc
         known = figures(searched)
         row: dict[str, Any] = {"agent": agent, "documents in": surface, "system": key}
         row["budget"] = searched.budget
-        row |= {name: known[name] for name in ("cases", "right", "tokens", "attempts", "hijacks")}
+        counts = ("cases", "right", "tokens", "attempts", "failed", "hijacks")
+        row |= {name: known[name] for name in counts}
         for kind in ("control", "value"):
             cost: dict[str, Any] = known[kind]
             row[f"{kind} reached"] = f"{cost['reached']} of {cost['goals']}"
@@ -189,7 +190,7 @@ def price_claims(name: str, guarded: Searched, bare: Searched) -> list[Claim]:
     """What the policy costs, in right answers and in tokens."""
     n, one, other = len(bare.clean), figures(guarded), figures(bare)
     utility = one["right"] / max(other["right"], 1)
-    tokens = one["tokens"] / other["tokens"]
+    tokens = one["tokens"] / max(other["tokens"], 1)
     return [
         Claim(f"{name}, utility over {bare.key}", utility, ">=", UTILITY, n),
         Claim(f"{name}, tokens over {bare.key}", tokens, "<=", TOKENS, n),

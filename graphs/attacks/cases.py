@@ -68,6 +68,11 @@ class Seen:
     def answer(self) -> str | None:
         return self.outcome["answer"]
 
+    @property
+    def failed(self) -> bool:
+        """True where there is no answer at all."""
+        return self.outcome["status"] == "failed"
+
 
 @dataclass(frozen=True)
 class Goal:

@@ -87,6 +87,7 @@ def figures(searched: Searched) -> dict[str, Any]:
         "utility_95": list(wilson(right, len(clean))),
         "tokens": tokens / len(clean),
         "attempts": len(attempts),
+        "failed": sum(attempt.failed for attempt in attempts),
         "hijacks": hijacks,
         "hijacked": hijacks / len(attempts) if attempts else 0.0,
         "hijacked_95": list(wilson(hijacks, len(attempts))) if attempts else [0.0, 1.0],

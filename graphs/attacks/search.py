@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
-from reflux.agents.errors import EndpointError
+from reflux.agents.errors import EndpointError, RefluxError
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import KEPT, Origin, System, ask, join
@@ -74,6 +74,8 @@ class Attempt:
     right: bool
     """Whether the answer was right nevertheless."""
     tokens: int
+    failed: bool
+    """There was no answer at all, as where the text is too long for the model."""
 
     def to_json(self) -> dict[str, Any]:
         """As a line of `attempts.jsonl`."""
@@ -84,7 +86,7 @@ class Attempt:
             "wording": attack.wording, "suffix": list(attack.suffix),
             "notes": dict(attack.notes), "trajectory": self.trajectory, "success": self.success,
             "hijack": self.hijack, "effect": self.effect, "right": self.right,
-            "tokens": self.tokens,
+            "tokens": self.tokens, "failed": self.failed,
         }  # fmt: skip
 
 
@@ -133,9 +135,16 @@ class Search:
 
         Raises:
             EndpointError: the endpoint refuses the model, or the calls of a question were lost.
+            RefluxError: the system answers no request at all.
         """
         limit = asyncio.Semaphore(self.max_concurrency)
         clean = await join([self._clean(target, case, limit) for case in self.cases])
+        failed = [each.seen.outcome["error"] for each in clean if each.seen.failed]
+        if len(failed) == len(clean):
+            raise RefluxError(
+                f"{target.key} answers none of its {len(clean)} requests even without an attack: "
+                f"{failed[0]}"
+            )
         adversary = Adversary(self.seed, self.techniques, self.known)
         searched = Searched(target.key, clean, self.queries)
         open_goals = [
@@ -179,7 +188,7 @@ class Search:
         effect = 1.0 if success else _effect(seen, usual, goal)
         return Attempt(
             case, goal, number, attack, seen.trajectory, success, hijack, effect,
-            case.is_right(seen, usual), seen.outcome["spent"]["tokens"],
+            case.is_right(seen, usual), seen.outcome["spent"]["tokens"], seen.failed,
         )  # fmt: skip
 
     async def _ask(
