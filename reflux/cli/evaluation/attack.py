@@ -94,7 +94,12 @@ def attack(
     ] = "",
     garak: Annotated[
         Path | None,
-        typer.Option(help="Ask nothing: show this report of garak's.", metavar="REPORT"),
+        typer.Option(
+            help="Ask nothing: show this report of garak's.",
+            metavar="REPORT",
+            exists=True,
+            dir_okay=False,
+        ),
     ] = None,
     model: Model = None,
     base: BaseName = "",
@@ -113,7 +118,10 @@ def attack(
     attacks: Annotated[
         Path | None,
         typer.Option(
-            help="Try these first: rows or attempts of an earlier search.", metavar="FILE"
+            help="Try these first: rows or attempts of a search.",
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
         ),
     ] = None,
     teacher: Annotated[
