@@ -17,12 +17,12 @@ from reflux.agents.policy.data import (
     plain,
     revealed,
 )
-from reflux.agents.policy.policy import NOTE, Policy, joined, texts
+from reflux.agents.policy.policy import NOTE, Policy, joined, texts, values
 from reflux.agents.policy.typed import NAMES, TYPED, ValueType
 from reflux.agents.types import Answer, Ask, Chain, Exchange, Step, SubQuestion
 from reflux.agents.verifiers import RuleChecker
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.amplify.state import AmplifyState, NodeState, Outcome
+from reflux.graphs.amplify.state import AmplifyState, NodeState, Outcome, SubTask
 
 AS = "as-"
 """Begins the name under which a model as overseer finds a type among its tools."""
@@ -33,6 +33,14 @@ def node_labels(state: NodeState, context: AmplifyContext) -> tuple[str, ...]:
     if context.policy is None:
         return ()
     return joined(state.get("labels", ()), labels_in(state["question"]))
+
+
+def question_problem(task: SubTask, context: AmplifyContext) -> str | None:
+    """Why the policy lets a sub-question not be asked; None where it does."""
+    if context.policy is None:
+        return None
+    labels = node_labels(task, context)
+    return context.policy.question_problem(labels, len(task["question"]), task["to"])
 
 
 def read_labels(state: AmplifyState, context: AmplifyContext) -> tuple[str, ...]:
@@ -63,6 +71,13 @@ def filling(outcome: Outcome) -> str:
     """A sub-answer as it goes into another sub-question: untrusted text as a block."""
     answer, labels = outcome["answer"] or "", texts(outcome.get("labels", ()))
     return str(block_of(answer, labels)) if labels else answer
+
+
+def labels_on(entry: Mapping[str, Any], needs: Iterable[Outcome]) -> list[str]:
+    """The labels of a sub-question's text beside its blocks: of the step that asked it, and of the
+    values that were filled in."""
+    filled = (values(outcome.get("labels", ())) for outcome in needs)
+    return [*joined(entry.get("labels", ()), *filled)]
 
 
 def entry_of(question: str, outcome: Outcome, error: str | None) -> dict[str, Any]:
@@ -106,17 +121,16 @@ def shown(text: str, policy: Policy | None) -> str:
 def step_labels(
     state: AmplifyState, context: AmplifyContext, overseer: Overseer
 ) -> tuple[str, ...]:
-    """The labels of whatever an overseer says next, for what it has seen: a model's of all that was
-    not hidden from it. Those that its words carry themselves, as blocks, are not among them."""
+    """The labels of whatever an overseer says next, for what it has seen: values, and a model all
+    that was not hidden from it. Those that its words carry themselves, as blocks, are not among
+    them."""
     policy = context.policy
     if policy is None:
         return ()
     labels = state.get("labels", ())
-    if _is_code(overseer):
-        return joined(labels)
     answers = joined(*(entry.get("labels", ()) for entry in state["transcript"]))
-    if policy.overseer == "hidden":
-        return joined(labels, (each for each in answers if each not in texts(answers)))
+    if _is_code(overseer) or policy.overseer == "hidden":
+        return joined(labels, values(answers))
     return joined(labels, labels_in(state["question"]), answers)
 
 

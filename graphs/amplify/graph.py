@@ -30,7 +30,15 @@ from reflux.agents.types import Answer, Ask, Chain, Step, SubQuestion, step_from
 from reflux.graphs.amplify.chain import walk_chain
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.direct_answer import NodeRef, answer_directly
-from reflux.graphs.amplify.flow import entry_of, filling, labelled, proposal, step_labels
+from reflux.graphs.amplify.flow import (
+    entry_of,
+    filling,
+    labelled,
+    labels_on,
+    proposal,
+    question_problem,
+    step_labels,
+)
 from reflux.graphs.amplify.screening import screened
 from reflux.graphs.amplify.state import (
     AmplifyState,
@@ -207,8 +215,8 @@ async def dispatch(state: AmplifyState) -> str | list[Send]:
             "to": entry["to"],
             "blocked": f"needs sub-question {failed[-1]}, which failed" if failed else None,
         }
-        if "labels" in entry:
-            task["labels"] = entry["labels"]
+        if labels := labels_on(entry, [done[need] for need in entry["needs"]]):
+            task["labels"] = labels
         ready.append(Send("subtask", task))
     return ready
 
@@ -258,7 +266,7 @@ async def _resolve(state: AmplifyState, task: SubTask, context: AmplifyContext) 
         answer = context.normalise(override.answer)
         outcome = human_outcome(answer, override.calls, override.tokens)
         return await _recorded(state, context, outcome, by="human")
-    reason = task["blocked"] or screened(state, context)
+    reason = task["blocked"] or screened(state, context) or question_problem(task, context)
     if reason is not None:
         return await _recorded(state, context, failed_outcome(reason))
     if task["to"]:
