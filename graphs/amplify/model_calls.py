@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from reflux.agents.budget import Budget
 from reflux.agents.errors import EndpointError
-from reflux.agents.policy.data import block_of, plain
+from reflux.agents.policy.data import NOTE, block_of, plain
 from reflux.agents.policy.policy import joined
 from reflux.agents.tools.protocol import CALL_SECONDS, Tool, ToolReply, guarded, run_call
 from reflux.agents.types import ChatRequest, Completion, ToolCall, Turn
@@ -98,7 +98,8 @@ async def _run_calls(
         text = tool_reply.text
         if policy and tool and not refusal:
             added = policy.labels_of_reply(call.name, tool)
-            text, read = str(block_of(text, added)) if added else text, joined(read, added)
+            text = f"{block_of(text, added)}\n{NOTE}" if added else text
+            read = joined(read, added)
         turns.append(("tool", text, json.dumps({"tool_call_id": call.id})))
     return tuple(turns), read
 
