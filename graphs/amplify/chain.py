@@ -29,9 +29,9 @@ from reflux.graphs.amplify.direct_answer import (
     NodeRef,
     chain_link_request,
     record_answer,
-    run_concurrently,
     vote_of,
 )
+from reflux.graphs.amplify.model_calls import run_concurrently
 from reflux.graphs.amplify.state import NOTHING_SPENT, Outcome, Spent, Status, failed_outcome, plus
 from reflux.graphs.traces.revisions import before
 from reflux.graphs.traces.store import CallKey, LinkKey, TraceStore, read_votes, write_votes
