@@ -155,7 +155,7 @@ async def test_a_failed_gate_ends_the_run_and_can_be_overruled(small: None, tmp_
 
     rounds = tuple(spec.model_copy(update={"held_out": 4}) for spec in CONFIG.rounds)
     config = CONFIG.model_copy(
-        update={"rounds": rounds, "gates": GateConfig(canary=0.0), "canaries": 0}
+        update={"rounds": rounds, "gates": GateConfig(behavior=1), "canaries": 0}
     )
     client = ScriptedClient(forgetful)
     reports = await climb(tmp_path / "r", client, config, task=FewSums())

@@ -42,7 +42,7 @@ CONFIG = RoundsConfig(
     anchor=10,
     canaries=5,
     max_concurrency=8,
-    gates=GateConfig(imitation=0, retention=0, regression=1, canary=0),
+    gates=GateConfig(imitation=0, retention=0, regression=1, behavior=1),
     sft={"max_steps": 3, "per_device_train_batch_size": 2},
     lora={"r": 2},
 )
