@@ -25,6 +25,8 @@ from .agents.overseers.scripted import (
     Reviewed as Reviewed,
     ScriptedOverseer as ScriptedOverseer,
 )
+from .agents.policy.data import untrusted as untrusted
+from .agents.policy.policy import Policy as Policy
 from .agents.tools.calculator import Calculator as Calculator
 from .agents.tools.documents import Documents as Documents
 from .agents.tools.langchain import LangChainTool as LangChainTool

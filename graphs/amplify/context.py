@@ -12,6 +12,8 @@ from reflux.agents.budget import SpendLimit
 from reflux.agents.clients.retries import time_left
 from reflux.agents.errors import UsageError, check_choice, check_has, check_range
 from reflux.agents.overseers.protocol import Overseer
+from reflux.agents.policy.calls import CallGraph
+from reflux.agents.policy.policy import Policy
 from reflux.agents.tools.protocol import ROLES, Grants, Tool
 from reflux.agents.types import ChatRequest, Completion
 from reflux.agents.verifiers import Checker, Equivalence, RedFlags, RuleChecker, Verifier
@@ -134,6 +136,8 @@ class Reply:
 
     completion: Completion
     spent: Spent
+    labels: tuple[str, ...] = ()
+    """Of the untrusted text that the model had read; empty without a policy."""
 
 
 AS_OVERSEER = (
@@ -204,6 +208,8 @@ class AmplifyContext:
     the overseer's answer stands."""
     cascade: Cascade | None = None
     """The agent answers the root question alone where it is sure enough."""
+    policy: Policy | None = None
+    """What untrusted text may reach; None: whatever the calls that there are reach."""
     concurrency: ConcurrencyLimit = field(default_factory=ConcurrencyLimit)
     """Changes no answer; questions that share it share the bound."""
     emit: Callable[[Event], None] = silent
@@ -234,6 +240,11 @@ class AmplifyContext:
             grants[role] = [_as_tool(tool) for tool in tools]
             check_has("a tool", ("spec", "call"), AS_TOOL, *grants[role])
         object.__setattr__(self, "grants", grants)
+
+    @property
+    def calls(self) -> CallGraph:
+        """Who may call whom, whatever any text says."""
+        return CallGraph.of(self.tools, (each.name for each in self.experts), self.grants)
 
     def at(self, path: str) -> "AmplifyContext":
         """The context of a node: below the root without a checker that is for whole answers."""

@@ -6,19 +6,27 @@ function call inside `subtask`; no graph runs for a direct answer.
 """
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from reflux.agents.budget import Budget
 from reflux.agents.errors import EndpointError
+from reflux.agents.policy.data import labels_in
+from reflux.agents.policy.policy import as_values, joined
+from reflux.agents.policy.typed import ValueType, type_of
 from reflux.agents.prompts import answer_prompt
-from reflux.agents.tools.protocol import CALL_SECONDS, ToolReply, guarded
 from reflux.agents.types import ChatRequest, Completion, Sampling
 from reflux.agents.verifiers import Equivalence, verdict_of
 from reflux.graphs.amplify.context import AmplifyContext, Reply
 from reflux.graphs.amplify.experts import combine_votes
-from reflux.graphs.amplify.model_calls import ModelCalls, run_tool_loop
+from reflux.graphs.amplify.flow import labelled, quarantined
+from reflux.graphs.amplify.model_calls import (
+    ModelCalls,
+    asked_tool,
+    run_concurrently,
+    run_tool_loop,
+)
 from reflux.graphs.amplify.state import (
     NOTHING_SPENT,
     Outcome,
@@ -59,6 +67,12 @@ class NodeRef:
     path: str
     step: int = 0
     retries: int = 0
+    labels: tuple[str, ...] = ()
+    """Under a policy: what its question carries beside its blocks of data."""
+
+    def labels_under(self, context: AmplifyContext) -> tuple[str, ...]:
+        """All labels of its question; none without a policy."""
+        return joined(self.labels, labels_in(self.question)) if context.policy else ()
 
     def key(self, role: str, vote: int = 0) -> CallKey:
         """The key of a call made for this node."""
@@ -69,27 +83,32 @@ async def answer_directly(
     context: AmplifyContext, node: NodeRef, budget: Budget, to: str = ""
 ) -> Outcome:
     """Answer one question without the overseer; `to` is as in `SubQuestion`."""
+    if (problem := context.calls.problem(to)) is not None:
+        outcome = failed_outcome(problem)
+        await record_answer(context, node, outcome, {"votes": 0})
+        return outcome
     if to.startswith("tool:"):
         return await _answer_by_tool(context, node, to.removeprefix("tool:"))
     context = context.at(node.path)
-    by_name = {f"expert:{expert.name}": expert for expert in context.experts}
-    if to.split(":")[0] == "experts" or (not to and context.everyone):
+    if (kind := type_of(to)) is not None:
+        return await _answer_by_votes(quarantined(context, kind), node, budget, PLAIN, kind)
+    if to.split(":")[0] == "experts" or (not to and context.everyone and context.experts):
         names = to.partition(":")[2].split(",") if ":" in to else None
         panel = [e for e in context.experts if names is None or e.name in names]
-        if panel and len(panel) >= len(names or ()):
-            return await _answer_by_panel(context, node, budget, panel)
-    elif not to or to in by_name:
-        return await _answer_by_votes(context, node, budget, by_name.get(to, PLAIN))
-    known = ", ".join(by_name) or "no expert"
-    outcome = failed_outcome(f"the overseer asked {to!r}, which does not exist; there is {known}")
-    await record_answer(context, node, outcome, {"votes": 0})
-    return outcome
+        return await _answer_by_panel(context, node, budget, panel)
+    by_name = {f"expert:{expert.name}": expert for expert in context.experts}
+    return await _answer_by_votes(context, node, budget, by_name.get(to, PLAIN))
 
 
 async def _answer_by_votes(
-    context: AmplifyContext, node: NodeRef, budget: Budget, expert: Expert
+    context: AmplifyContext,
+    node: NodeRef,
+    budget: Budget,
+    expert: Expert,
+    kind: ValueType | None = None,
 ) -> Outcome:
-    """Ask copies in batches until the stopping rule decides.
+    """Ask copies in batches until the stopping rule decides; of quarantined ones only a value of
+    their `kind` is an answer.
 
     The first vote is greedy unless this is a retry; every other one is sampled with its own seed.
     A batch holds the fewest votes that could decide.
@@ -98,7 +117,7 @@ async def _answer_by_votes(
     spent: Spent = NOTHING_SPENT
     status: Status | None = None
     error: str | None = None
-    compared = 0
+    compared, labels = 0, node.labels_under(context)
     while size := next_votes(votes, context.votes):
         left = budget.minus(spent["calls"], spent["tokens"])
         lacking = context.spend_limit.lacks
@@ -114,6 +133,7 @@ async def _answer_by_votes(
             ]
         )
         spent = plus(spent, *(reply.spent for reply in replies.values()))
+        labels = joined(labels, *(reply.labels for reply in replies.values()))
         batch = [
             vote_of(context, node.question, number + index, reply.completion)
             for index, reply in replies.items()
@@ -141,7 +161,11 @@ async def _answer_by_votes(
             cut = is_truncated(votes, chosen.text)
             status = accepted_status(has_check=context.has_rules, truncated=cut)
     answer = chosen.text if chosen and chosen.flag not in NO_ANSWER else None
+    if kind is not None:
+        answer = answer if chosen is not None and chosen.ok else None
+        labels = as_values(labels) if kind.is_value else labels
     outcome: Outcome = {"answer": answer, "status": status, "error": error, "spent": spent}
+    outcome = labelled(outcome, labels)
     refused = sum(not vote.ok for vote in votes)
     detail: dict[str, Any] = {"votes": len(votes), "refused": refused, "tally": tally(votes)}
     if flags := {vote.flag for vote in votes if vote.flag}:
@@ -165,7 +189,8 @@ async def sample_answer(
     """
     key = node.key(f"answer:{expert.name}" if expert.name else "answer", number)
     request = _request(context, node.question, number, left.tokens, expert)
-    return await run_tool_loop(context, context.grants.get("answer", ()), key, request, left)
+    tools, labels = context.grants.get("answer", ()), node.labels_under(context)
+    return await run_tool_loop(context, tools, key, request, left, labels)
 
 
 def first_request(context: AmplifyContext, question: str) -> ChatRequest:
@@ -193,7 +218,8 @@ def _request(
     )
     wordings = context.wordings(question) or (question,)
     wording = variant.wording.replace("{question}", wordings[number % len(wordings)])
-    prompt = answer_prompt(wording, expert.system or variant.system or context.system_prompt)
+    system = expert.system or variant.system or context.system_prompt
+    prompt = answer_prompt(wording, system)
     model = expert.model or variant.model or context.model
     return ChatRequest(model, prompt, sampling, vote=number)
 
@@ -213,31 +239,6 @@ def vote_of(context: AmplifyContext, question: str, number: int, reply: Completi
         verdict = verdict_of(context.checker, question, text)
         ok, flag = verdict.ok, verdict.rule
     return Vote(text, ok, reply.min_logprob, weight, flag, reply.truncated)
-
-
-T = TypeVar("T")
-
-
-async def run_concurrently(
-    calls: Sequence[Coroutine[Any, Any, T]],
-) -> tuple[dict[int, T], EndpointError | None]:
-    """Results by position, and the first failure, which does not stop the other calls.
-
-    Raises:
-        Exception: anything but an `EndpointError` that one of them raises.
-    """
-    if len(calls) == 1:  # The usual batch; it needs no task.
-        try:
-            return {0: await calls[0]}, None
-        except EndpointError as failure:
-            return {}, failure
-    results = await asyncio.gather(*calls, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException) and not isinstance(result, EndpointError):
-            raise result
-    replies = {i: each for i, each in enumerate(results) if not isinstance(each, BaseException)}
-    failures = (each for each in results if isinstance(each, EndpointError))
-    return replies, next(failures, None)
 
 
 async def _merge_equivalent(
@@ -276,7 +277,7 @@ async def _answer_by_panel(
 
     The experts and the combiner share `budget` equally. A failed expert does not stop the others.
     """
-    number = first_vote(context, node)
+    number, read = first_vote(context, node), set[str]()
     *shares, left = budget.split(len(experts) + 1)
 
     async def ask(expert: Expert, share: Budget) -> tuple[Vote | str, Spent]:
@@ -286,33 +287,23 @@ async def _answer_by_panel(
             reply = await sample_answer(context, node, number, share, expert)
         except EndpointError as failure:
             return str(failure), NOTHING_SPENT
+        read.update(reply.labels)
         return vote_of(context, node.question, number, reply.completion), reply.spent
 
     results = await asyncio.gather(*map(ask, experts, shares))
     votes = list(zip(experts, (vote for vote, _ in results), strict=True))
     spent, key = plus(*(cost for _, cost in results)), node.key("consensus", number)
     outcome, detail = await combine_votes(context, key, node.question, votes, left, spent)
+    outcome = labelled(outcome, joined(node.labels_under(context), read))
     await record_answer(context, node, outcome, detail, ("panel", "direct"))
     return with_confidence(outcome, detail, None)
 
 
 async def _answer_by_tool(context: AmplifyContext, node: NodeRef, name: str) -> Outcome:
     """The tool's reply is the answer, a refusal is a failure. It costs no model call."""
-    tool = context.tools.get(name)
-    context.emit({"event": "tool", "path": node.path, "tool": name, "arguments": node.question})
-    if tool is None:
-        names = ", ".join(sorted(context.tools)) or "no tool"
-        reply = ToolReply(
-            f"the overseer asked the tool {name!r}, which it was not given; it has {names}", False
-        )
-    else:
-        reply = await context.recorded_client.tool(
-            node.key("tool"),
-            name,
-            node.question,
-            lambda: guarded(lambda: tool.answer(node.question), CALL_SECONDS),
-        )
-    outcome: Outcome = failed_outcome(reply.text)
+    labels = node.labels_under(context)
+    reply, labels = await asked_tool(context, node.key("tool"), name, node.question, labels)
+    outcome: Outcome = labelled(failed_outcome(reply.text), labels)
     if reply.ok:
         answer = context.normalise(reply.text)
         outcome = {**outcome, "answer": answer, "status": "unchecked", "error": None}
@@ -330,6 +321,8 @@ async def record_answer(
     """Record a question that was answered without the overseer, and emit the event."""
     ending = {name: outcome[name] for name in ("answer", "status", "error")}
     detail: dict[str, Any] = {"question": node.question, **ending, **more}
+    if labels := outcome.get("labels"):
+        detail["labels"] = labels
     ok, key = is_accepted(outcome["status"]), f"{node.step}.{node.retries}"
     for kind in kinds:
         await context.recorded_client.store.add_judgement(

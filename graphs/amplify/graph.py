@@ -15,6 +15,8 @@ siblings continue.
 
 # pyright: reportMissingTypeStubs=false
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any, cast
 
@@ -23,10 +25,21 @@ from langgraph.runtime import Runtime
 from langgraph.types import Send
 
 from reflux.agents.overseers.protocol import reserve_of
+from reflux.agents.policy.policy import joined
 from reflux.agents.types import Answer, Ask, Chain, Step, SubQuestion, step_from_json, step_to_json
-from reflux.graphs.amplify.chain import walk_chain
+from reflux.graphs.amplify.chain import chained
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.amplify.direct_answer import NodeRef, answer_directly
+from reflux.graphs.amplify.direct_answer import answer_directly
+from reflux.graphs.amplify.flow import (
+    entry_of,
+    filling,
+    labelled,
+    labels_on,
+    proposal,
+    question_problem,
+    step_labels,
+    to_combine,
+)
 from reflux.graphs.amplify.screening import screened
 from reflux.graphs.amplify.state import (
     AmplifyState,
@@ -41,7 +54,15 @@ from reflux.graphs.amplify.state import (
     left_of,
     plus,
 )
-from reflux.graphs.amplify.steps import StepResult, listening, overseer_at, retry_index, take_step
+from reflux.graphs.amplify.steps import (
+    StepResult,
+    decompositions_before,
+    listening,
+    node_of,
+    overseer_at,
+    retry_index,
+    take_step,
+)
 from reflux.graphs.amplify.verify import NOT_DIVIDED, check
 from reflux.graphs.traces.events import answered
 
@@ -63,7 +84,7 @@ async def oversee(state: AmplifyState, runtime: Ran) -> Update:
     alone: Update | None = None
     if state["depth"] == state["attempt"] == state["step"] == 0 and context.agent_first:
         outcome, cascade = await _by_agent(state, context), context.cascade
-        alone = {"step": 1, **_proposed(state, outcome)}
+        alone = {"step": 1, **_proposed(state, context, outcome)}
         if cascade is not None:
             alone["weighed"] = cascade.judged(outcome.get("confidence"))
         if context.weighs(0) or alone["weighed"]["cascade"]["sure"]:
@@ -72,22 +93,28 @@ async def oversee(state: AmplifyState, runtime: Ran) -> Update:
     first = state["first_step"]
     result = StepResult(step_from_json(first)) if first else await take_step(state, context)
     step, spent = result.step, plus(state["spent"], result.spent)
+    overseer = overseer_at(context, decompositions_before(state, context))
+    labels = joined(result.labels, step_labels(state, context, overseer))
     if step is None:
         return {"error": result.error, "spent": spent, "weighed": state["weighed"]}
     advance: Update = {"step": state["step"] + 1, "first_step": None, "spent": spent}
     advance["weighed"] = state["weighed"]
     if isinstance(step, Answer):
-        return {**advance, "proposal": context.normalise(step.text)}
+        if (question := to_combine(state, context, overseer, labels)) is not None:
+            node, left = replace(node_of(state, context), question=question), left_of(state)
+            outcome = await answer_directly(context, node, left)
+            return {**advance, **_proposed({**state, "spent": spent}, context, outcome)}
+        return {**advance, **proposal(state, context, context.normalise(step.text), labels)}
     state = {**state, "spent": spent}
     if not _divides(step, state, context):
         if context.weighs(state["depth"]):  # The agent has answered already.
             return {**advance, "error": NOT_DIVIDED}
         if alone is not None:
             return {**alone, **advance}
-        return {**advance, **_proposed(state, await _by_agent(state, context))}
+        return {**advance, **_proposed(state, context, await _by_agent(state, context))}
     if isinstance(step, Chain):
-        return {**advance, **await _chained(state, context, step)}
-    return {**advance, **_ask_batch(state, context, cast(Ask, step))}
+        return {**advance, **await chained(state, context, step, labels)}
+    return {**advance, **_ask_batch(state, context, cast(Ask, step), labels)}
 
 
 def _divides(step: Step, state: AmplifyState, context: AmplifyContext) -> bool:
@@ -95,40 +122,23 @@ def _divides(step: Step, state: AmplifyState, context: AmplifyContext) -> bool:
     return has_parts and state["depth"] < context.limits.depth
 
 
-def _node(state: AmplifyState, context: AmplifyContext) -> NodeRef:
-    number = retry_index(state, context)
-    return NodeRef(state["question"], state["question_id"], state["path"], state["step"], number)
-
-
-async def _chained(state: AmplifyState, context: AmplifyContext, chain: Chain) -> Update:
-    """Walk a chain within this graph node; its end is the overseer's answer."""
-    overseer = overseer_at(context, state["attempt"])
-    node, left = _node(state, context), left_of(state)
-    outcome, interrupted = await walk_chain(context, node, overseer, chain, left)
-    spent = plus(state["spent"], outcome["spent"])
-    return {
-        "proposal": outcome["answer"] if is_accepted(outcome["status"]) else None,
-        "error": outcome["error"],
-        "spent": spent,
-        "outcome": {**outcome, "spent": spent} if interrupted else None,
-    }
-
-
 async def _by_agent(state: AmplifyState, context: AmplifyContext) -> Outcome:
     """The agent's answer to the question undivided."""
-    return await answer_directly(context, _node(state, context), left_of(state))
+    return await answer_directly(context, node_of(state, context), left_of(state))
 
 
-def _proposed(state: AmplifyState, outcome: Outcome) -> Update:
+def _proposed(state: AmplifyState, context: AmplifyContext, outcome: Outcome) -> Update:
     return {
-        "proposal": outcome["answer"],
         "truncated": outcome["status"] == "truncated",
         "error": outcome["error"],
+        **proposal(state, context, outcome["answer"], outcome.get("labels", ())),
         "spent": plus(state["spent"], outcome["spent"]),
     }
 
 
-def _ask_batch(state: AmplifyState, context: AmplifyContext, ask: Ask) -> Update:
+def _ask_batch(
+    state: AmplifyState, context: AmplifyContext, ask: Ask, labels: Sequence[str]
+) -> Update:
     """Split what is left of the budget among the sub-questions, in order."""
     batch = ask.subquestions
     if len(batch) > context.limits.fanout:
@@ -151,6 +161,7 @@ def _ask_batch(state: AmplifyState, context: AmplifyContext, ask: Ask) -> Update
                 "to": sub.to,
                 **vars(share),
                 "retries": retry_index(state, context),
+                **({"labels": list(labels)} if labels else {}),
             }
             for sub, share in zip(batch, shares, strict=True)
         ]
@@ -168,7 +179,7 @@ async def dispatch(state: AmplifyState) -> str | list[Send]:
         if index in done or any(need not in done for need in entry["needs"]):
             continue
         failed = [need for need in entry["needs"] if done[need]["answer"] is None]
-        answers = {need: done[need]["answer"] or "" for need in entry["needs"]}
+        answers = {need: filling(done[need]) for need in entry["needs"]}
         task: SubTask = {
             "index": index,
             "question": SubQuestion(entry["text"]).filled(answers),
@@ -184,6 +195,8 @@ async def dispatch(state: AmplifyState) -> str | list[Send]:
             "to": entry["to"],
             "blocked": f"needs sub-question {failed[-1]}, which failed" if failed else None,
         }
+        if labels := labels_on(entry, [done[need] for need in entry["needs"]]):
+            task["labels"] = labels
         ready.append(Send("subtask", task))
     return ready
 
@@ -201,11 +214,7 @@ async def aggregate(state: AmplifyState) -> Update:
     if len(results) < len(state["batch"]):
         return {}  # Some still wait for what they need.
     entries = [
-        {
-            "question": result["question"],
-            "answer": result["outcome"]["answer"],
-            "error": exchange_error(result["outcome"]),
-        }
+        entry_of(result["question"], result["outcome"], exchange_error(result["outcome"]))
         for result in results
     ]
     return {
@@ -237,11 +246,11 @@ async def _resolve(state: AmplifyState, task: SubTask, context: AmplifyContext) 
         answer = context.normalise(override.answer)
         outcome = human_outcome(answer, override.calls, override.tokens)
         return await _recorded(state, context, outcome, by="human")
-    reason = task["blocked"] or screened(state, context)
+    reason = task["blocked"] or screened(state, context) or question_problem(task, context)
     if reason is not None:
         return await _recorded(state, context, failed_outcome(reason))
     if task["to"]:
-        return await answer_directly(context, _node(state, context), left_of(state), task["to"])
+        return await answer_directly(context, node_of(state, context), left_of(state), task["to"])
     result = await take_step(state, context)
     step = result.step
     if step is None:
@@ -249,21 +258,30 @@ async def _resolve(state: AmplifyState, task: SubTask, context: AmplifyContext) 
         return await _recorded(state, context, outcome)
     if isinstance(step, Answer):
         answer = context.normalise(step.text)
-        return {"answer": answer, "status": "unchecked", "error": None, "spent": result.spent}
+        ended: Outcome = {
+            "answer": answer,
+            "status": "unchecked",
+            "error": None,
+            "spent": result.spent,
+        }
+        return labelled(ended, result.labels)
     state = {**state, "spent": result.spent}
     if _divides(step, state, context):
         state = {**state, "first_step": step_to_json(step)}
+        if result.labels:
+            state["labels"] = [*joined(state.get("labels", ()), result.labels)]
         return (await compiled_graph().ainvoke(state, context=context))["outcome"]
     # The agent gets what the overseer left of the sub-question's share.
-    outcome = await answer_directly(context, _node(state, context), left_of(state))
+    outcome = await answer_directly(context, node_of(state, context), left_of(state))
     return {**outcome, "spent": plus(result.spent, outcome["spent"])}
 
 
 async def record(state: AmplifyState, runtime: Ran) -> Update:
     """Record how the question ended."""
-    outcome = cast(Outcome, state["outcome"])
+    labels = state.get("answer_labels", ())
+    outcome = labelled(cast(Outcome, state["outcome"]), labels)
     await _recorded(state, listening(runtime), outcome, **state["weighed"])
-    return {}
+    return {"outcome": outcome} if labels else {}
 
 
 async def _recorded(

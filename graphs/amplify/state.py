@@ -62,6 +62,8 @@ class Outcome(TypedDict):
     spent: Spent
     confidence: NotRequired[float | None]
     """How sure the answer is, 0 to 1; see `reflux.graphs.voting.confidence`."""
+    labels: NotRequired[list[str]]
+    """Under a policy: where what is untrusted in the answer comes from."""
 
 
 def with_confidence(
@@ -119,6 +121,8 @@ class NodeState(TypedDict):
     """Questions from the root to the parent."""
     asked: NotRequired[list[str]]
     """Those, and what was asked before this question beside it and beside each of them."""
+    labels: NotRequired[list[str]]
+    """Under a policy: of what the step that asked the question had seen."""
     calls: int
     """Model calls that this question may make in total."""
     tokens: int
@@ -154,6 +158,8 @@ class AmplifyState(NodeState):
     """Sub-questions not yet aggregated: text, needs, to, calls, tokens, retries."""
     results: Annotated[list[SubResult], collect]
     proposal: str | None
+    answer_labels: NotRequired[list[str]]
+    """Under a policy: the labels of all proposals so far."""
     truncated: bool
     """The token limit cut the proposal."""
     error: str | None

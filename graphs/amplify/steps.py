@@ -20,8 +20,18 @@ from langgraph.types import interrupt
 from reflux.agents.errors import EndpointError, RefluxError
 from reflux.agents.overseers.protocol import Overseer, validate_step
 from reflux.agents.overseers.scripted import HumanOverseer
+from reflux.agents.policy.policy import joined
 from reflux.agents.types import Defer, Exchange, Step, step_from_json, step_to_json
 from reflux.graphs.amplify.context import AmplifyContext, silent, tries
+from reflux.graphs.amplify.direct_answer import NodeRef
+from reflux.graphs.amplify.flow import (
+    expanded,
+    labels_of,
+    shown,
+    step_labels,
+    transcript_of,
+    types_offered,
+)
 from reflux.graphs.amplify.model_calls import ModelCalls
 from reflux.graphs.amplify.state import NOTHING_SPENT, AmplifyState, Spent, left_of, plus
 from reflux.graphs.traces.revisions import AGAIN
@@ -37,17 +47,25 @@ class StepContext(ModelCalls):
     may_ask: bool = field(kw_only=True)
     attempt: int = field(kw_only=True, default=0)
     asked: Sequence[str] = field(kw_only=True, default=())
+    types_for: str = field(kw_only=True, default="")
+    """The question with its data, of which a model may have values read under a policy."""
     _members: list["StepContext"] = field(init=False, default_factory=list["StepContext"])
 
     @property
     def tools(self) -> Mapping[str, str]:
-        """What each of the overseer's tools does, by name."""
-        return {name: tool.spec.description for name, tool in self.amplify.tools.items()}
+        """What each of the overseer's tools does, by name; under a policy the types, too."""
+        tools = {name: tool.spec.description for name, tool in self.amplify.tools.items()}
+        return types_offered(self.types_for, self.amplify.policy) | tools
 
     @property
     def spent(self) -> Spent:
         """What this step has spent, its members included."""
         return plus(self.own_spent, *(member.spent for member in self._members))
+
+    @property
+    def seen(self) -> tuple[str, ...]:
+        """The labels of all that this step's models have read, its members' included."""
+        return joined(self.labels, *(member.labels for member in self._members))
 
     def members(self, count: int) -> Sequence["StepContext"]:
         """Contexts for `count` overseers that run side by side, each with a share of `budget`."""
@@ -73,24 +91,28 @@ class StepResult:
     step: Step | None
     spent: Spent = field(default_factory=lambda: NOTHING_SPENT)
     error: str | None = None
+    labels: tuple[str, ...] = ()
+    """Under a policy: of what the step says, and what its overseer had seen."""
 
 
 async def take_step(state: AmplifyState, context: AmplifyContext) -> StepResult:
     """The overseer's next step, or a human's if it defers; recorded. An exception in the
     overseer's code becomes the result's `error`."""
     attempt = decompositions_before(state, context)
-    overseer, key = overseer_at(context, attempt), step_key(state)
+    overseer, key, policy = overseer_at(context, attempt), step_key(state), context.policy
     step_context = StepContext(
         context,
         key,
         retry_index(state, context),
         left_of(state),
         "overseer.ask",
-        question=state["question"],
-        transcript=[Exchange(**exchange) for exchange in state["transcript"]],
+        labels=step_labels(state, context, overseer),
+        question=shown(state["question"], policy),
+        transcript=transcript_of(state, policy),
         may_ask=state["depth"] < context.limits.depth,
         attempt=attempt,
-        asked=state.get("asked", []),
+        asked=[shown(question, policy) for question in state.get("asked", [])],
+        types_for=state["question"],
     )
     form_digest: str | None = None
     try:
@@ -119,7 +141,8 @@ async def take_step(state: AmplifyState, context: AmplifyContext) -> StepResult:
     context.emit({"event": "step", "path": state["path"], "step": step_to_json(step)})
     if isinstance(step, Defer):
         return StepResult(None, step_context.spent, "a human deferred the question again")
-    return StepResult(step, step_context.spent)
+    labels = joined(step_context.seen, labels_of(step, state)) if policy else ()
+    return StepResult(expanded(step, state, context), step_context.spent, labels=labels)
 
 
 def step_key(state: AmplifyState) -> CallKey:
@@ -186,3 +209,10 @@ def retry_index(state: AmplifyState, context: AmplifyContext) -> int:
 def decompositions_before(state: AmplifyState, context: AmplifyContext) -> int:
     """Attempts before this one, without the direct answer that is weighed."""
     return max(0, state["attempt"] - context.weighs(state["depth"]))
+
+
+def node_of(state: AmplifyState, context: AmplifyContext) -> NodeRef:
+    """A question as a node that is answered directly."""
+    number = retry_index(state, context)
+    place = (state["question_id"], state["path"], state["step"], number)
+    return NodeRef(state["question"], *place, tuple(state.get("labels", ())))

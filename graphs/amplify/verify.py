@@ -13,6 +13,7 @@ from reflux.agents.errors import EndpointError, RefluxError
 from reflux.agents.types import Exchange
 from reflux.agents.verifiers import Verdict, as_verdict, verdict_of
 from reflux.graphs.amplify.context import AmplifyContext, tries
+from reflux.graphs.amplify.flow import read_labels, transcript_of
 from reflux.graphs.amplify.model_calls import ModelCalls
 from reflux.graphs.amplify.state import (
     NOTHING_SPENT,
@@ -79,8 +80,10 @@ async def check(state: AmplifyState, runtime: Runtime[AmplifyContext]) -> dict[s
         if by_human:
             verdict = Verdict(True)
         else:
-            calls = ModelCalls(context, key, number, left_of(state), "overseer.ask.check")
-            transcript = [Exchange(**exchange) for exchange in state["transcript"]]
+            labels = read_labels(state, context)
+            left = left_of(state)
+            calls = ModelCalls(context, key, number, left, "overseer.ask.check", labels=labels)
+            transcript = transcript_of(state, context.policy)
             verdict, cost = await judged(context, calls, state["question"], proposal, transcript)
             spent = plus(spent, cost)
         if has_check := by_human or context.has_check:

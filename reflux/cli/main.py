@@ -30,6 +30,7 @@ from reflux.cli import (
     traces,
 )
 from reflux.cli.contract import endpoint_options
+from reflux.cli.evaluation import attack
 from reflux.cli.evaluation import command as evaluation
 from reflux.cli.runs import demos, distill, rounds
 
@@ -60,6 +61,7 @@ COMMANDS = {
     "run": rounds.run,
     "distill": distill.distill,
     "eval": evaluation.evaluate_systems,
+    "attack": attack.attack,
     "plan": plan.plan_votes,
     "serve": serve.serve,
     "record": record.record,
@@ -76,7 +78,8 @@ COMMANDS = {
     "students rollback": admin.rollback_student,
 }
 ASK_MODELS = (
-    "ask", "reply", "chat", "review", "init", "run", "eval", "plan", "serve", "doctor", "score"
+    "ask", "reply", "chat", "review", "init", "run", "eval", "attack", "plan", "serve", "doctor",
+    "score",
 )  # fmt: skip
 """Commands that may ask an endpoint."""
 EXAMPLES = """
@@ -103,6 +106,8 @@ reflux distill --data rows.jsonl --config sft.yaml --run runs/mine
 reflux eval --systems direct,amplified,best-of-n --level 3
 reflux eval --data questions.jsonl --score number --out runs/eval
 reflux eval --data questions.jsonl --systems direct,app.py:graph --model llama3.2
+reflux attack --model obedient --systems direct,amplified,amplified+strict
+reflux attack --surface question --no-tools --systems direct,student-r1 --out runs/attack
 reflux plan --accuracy 0.98 --steps 1000
 reflux plan --run runs/adds --target 0.999 --price 0.5
 reflux serve --run runs/adds

@@ -1,0 +1,1 @@
+"""What untrusted text may do: which calls there are, and what it may reach."""
