@@ -21,6 +21,7 @@ from reflux.agents.overseers.step_forms import (
     reply_text,
     tool_lines,
 )
+from reflux.agents.policy.data import noted
 from reflux.agents.types import Ask, Exchange, Step, Turn, step_to_json
 
 NO_TOOLS: Mapping[str, str] = {}
@@ -28,7 +29,7 @@ NO_TOOLS: Mapping[str, str] = {}
 
 def answer_prompt(question: str, system: str = "") -> tuple[tuple[str, str], ...]:
     """Ask one copy of the agent one question."""
-    return (("system", system), ("user", question))
+    return (("system", noted(system, question)), ("user", question))
 
 
 OVERSEE = """\
@@ -108,11 +109,13 @@ def step_prompt(
     """
     if style.brief:
         found = transcript_text(transcript, chars)
-        return (("system", brief_instructions(tools)), ("user", f"{question}\n{found}".strip()))
+        system = noted(brief_instructions(tools), question, found)
+        return (("system", system), ("user", f"{question}\n{found}".strip()))
     in_lines, plan = style.form == "lines", [PLANNED] if style.plan else []
     words = KINDS_IN_LINES if in_lines else KINDS
     instructions = OVERSEE_IN_LINES if in_lines else OVERSEE
     instructions += "\n".join([*(words[kind] for kind in kinds), *tool_lines(tools), *plan])
+    instructions = noted(instructions, question, *(_answer_text(each) for each in transcript))
     if examples is None:
         second = COMBINED if transcript else PLAN if style.plan else TWO_PARTS
         examples = (DEPENDENT, second)
@@ -144,7 +147,7 @@ def answer_now_prompt(
     """Ask an overseer for its answer as plain text, when it may ask no more sub-questions."""
     system = ANSWER_NOW if transcript else PRIMITIVE
     body = f"{transcript_text(transcript, chars)}\n\nQuestion: {question}"
-    return (("system", system), ("user", body.strip()))
+    return (("system", noted(system, body)), ("user", body.strip()))
 
 
 def informed_prompt(question: str, transcript: Sequence[Exchange], chars: int) -> str:
@@ -300,7 +303,7 @@ def critic_prompt(
     """Ask a critic whether an answer is right."""
     answers = transcript_text(transcript, chars)
     parts = (f"Question: {question}", answers, f"Proposed answer: {answer}")
-    return (("system", CRITIC), ("user", "\n\n".join(part for part in parts if part)))
+    return (("system", noted(CRITIC, *parts)), ("user", "\n\n".join(filter(None, parts))))
 
 
 def read_verdict(reply: str) -> bool | None:

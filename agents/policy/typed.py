@@ -22,9 +22,8 @@ NAMES = {
 }
 """The types, and what each asks for."""
 LINE_CHARS = 80
-NUMBER = re.compile(
-    r"(?<![\w.])[-+−]?\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\w)|(?<![\w.])[-+−]?\d+(?:\.\d+)?(?!\w)"
-)
+DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?"
+NUMBER = re.compile(rf"(?<![\w.])[-+−]?{DIGITS}(?!\w)")
 MAX_DIGITS = 30
 
 
@@ -114,7 +113,7 @@ def _boolean(reply: str, choices: tuple[str, ...]) -> str | None:
 
 
 def _date(reply: str, choices: tuple[str, ...]) -> str | None:
-    value = _single(re.findall(r"(?<!\d)\d{4}-\d{2}-\d{2}(?!\d)", reply))
+    value = _single(re.findall(r"(?<![0-9])[0-9]{4}-[0-9]{2}-[0-9]{2}(?![0-9])", reply))
     try:
         return None if value is None else datetime.date.fromisoformat(value).isoformat()
     except ValueError:

@@ -16,11 +16,14 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from reflux.agents.budget import Budget
 from reflux.agents.clients.retries import time_left
 from reflux.agents.errors import EndpointError, ReplayError
 from reflux.agents.overseers.protocol import Overseer, follow_of
+from reflux.agents.policy.data import labels_in
+from reflux.agents.policy.policy import joined, texts
 from reflux.agents.prompts import question_problem
 from reflux.agents.redaction import redact
 from reflux.agents.types import Answer, Chain, ChatRequest, Completion
@@ -31,8 +34,20 @@ from reflux.graphs.amplify.direct_answer import (
     record_answer,
     vote_of,
 )
+from reflux.graphs.amplify.flow import proposal
 from reflux.graphs.amplify.model_calls import run_concurrently
-from reflux.graphs.amplify.state import NOTHING_SPENT, Outcome, Spent, Status, failed_outcome, plus
+from reflux.graphs.amplify.state import (
+    NOTHING_SPENT,
+    AmplifyState,
+    Outcome,
+    Spent,
+    Status,
+    failed_outcome,
+    is_accepted,
+    left_of,
+    plus,
+)
+from reflux.graphs.amplify.steps import node_of, overseer_at
 from reflux.graphs.traces.revisions import before
 from reflux.graphs.traces.store import CallKey, LinkKey, TraceStore, read_votes, write_votes
 from reflux.graphs.voting.voting import Vote, next_votes, winner
@@ -253,3 +268,23 @@ async def _record_start(context: AmplifyContext, key: LinkKey, first: str) -> st
         key.question, key.path, "chain_begun", None, detail, key=str(key.attempt)
     )
     return digest
+
+
+async def chained(
+    state: AmplifyState, context: AmplifyContext, chain: Chain, labels: Sequence[str]
+) -> dict[str, Any]:
+    """Walk a chain within this graph node; its end is the overseer's answer. Code makes each
+    question of the last answer, so under a policy no untrusted text starts one."""
+    if context.policy is not None and texts(joined(labels, labels_in(chain.first))):
+        return {"error": "the policy lets no untrusted text start a chain"}
+    overseer = overseer_at(context, state["attempt"])
+    node, left = node_of(state, context), left_of(state)
+    outcome, interrupted = await walk_chain(context, node, overseer, chain, left)
+    spent = plus(state["spent"], outcome["spent"])
+    accepted = outcome["answer"] if is_accepted(outcome["status"]) else None
+    return {
+        "error": outcome["error"],
+        **proposal(state, context, accepted, labels),
+        "spent": spent,
+        "outcome": {**outcome, "spent": spent} if interrupted else None,
+    }

@@ -20,7 +20,7 @@ from reflux.agents.types import ChatRequest, Completion, Sampling
 from reflux.agents.verifiers import Equivalence, verdict_of
 from reflux.graphs.amplify.context import AmplifyContext, Reply
 from reflux.graphs.amplify.experts import combine_votes
-from reflux.graphs.amplify.flow import labelled, noted, quarantined
+from reflux.graphs.amplify.flow import labelled, quarantined
 from reflux.graphs.amplify.model_calls import (
     ModelCalls,
     asked_tool,
@@ -219,7 +219,7 @@ def _request(
     wordings = context.wordings(question) or (question,)
     wording = variant.wording.replace("{question}", wordings[number % len(wordings)])
     system = expert.system or variant.system or context.system_prompt
-    prompt = answer_prompt(wording, noted(system, question, context))
+    prompt = answer_prompt(wording, system)
     model = expert.model or variant.model or context.model
     return ChatRequest(model, prompt, sampling, vote=number)
 

@@ -17,13 +17,16 @@ from reflux.agents.policy.data import (
     plain,
     revealed,
 )
-from reflux.agents.policy.policy import NOTE, Policy, joined, texts
+from reflux.agents.policy.policy import Policy, joined, texts, values
 from reflux.agents.policy.typed import NAMES, TYPED, ValueType
+from reflux.agents.prompts import informed_prompt
 from reflux.agents.types import Answer, Ask, Chain, Exchange, Step, SubQuestion
 from reflux.agents.verifiers import RuleChecker
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.amplify.state import AmplifyState, NodeState, Outcome
+from reflux.graphs.amplify.state import AmplifyState, NodeState, Outcome, SubTask
 
+COMBINED_CHARS = 8_000
+"""Characters of the sub-answers that a copy combines."""
 AS = "as-"
 """Begins the name under which a model as overseer finds a type among its tools."""
 
@@ -33,6 +36,14 @@ def node_labels(state: NodeState, context: AmplifyContext) -> tuple[str, ...]:
     if context.policy is None:
         return ()
     return joined(state.get("labels", ()), labels_in(state["question"]))
+
+
+def question_problem(task: SubTask, context: AmplifyContext) -> str | None:
+    """Why the policy lets a sub-question not be asked; None where it does."""
+    if context.policy is None:
+        return None
+    labels = node_labels(task, context)
+    return context.policy.question_problem(labels, len(task["question"]), task["to"])
 
 
 def read_labels(state: AmplifyState, context: AmplifyContext) -> tuple[str, ...]:
@@ -65,6 +76,13 @@ def filling(outcome: Outcome) -> str:
     return str(block_of(answer, labels)) if labels else answer
 
 
+def labels_on(entry: Mapping[str, Any], needs: Iterable[Outcome]) -> list[str]:
+    """The labels of a sub-question's text beside its blocks: of the step that asked it, and of the
+    values that were filled in."""
+    filled = (values(outcome.get("labels", ())) for outcome in needs)
+    return [*joined(entry.get("labels", ()), *filled)]
+
+
 def entry_of(question: str, outcome: Outcome, error: str | None) -> dict[str, Any]:
     """One entry of the state's transcript."""
     entry = {"question": question, "answer": outcome["answer"], "error": error}
@@ -95,7 +113,7 @@ def _exchange(entry: Mapping[str, Any], policy: Policy | None) -> Exchange:
         answer = (lambda block: block.handle if hides else str(block))(block_of(answer, labels))
     if labels and error is not None:
         error = "failed" if hides else str(block_of(error, labels))
-    return Exchange(hidden(question) if hides else question, answer, error)
+    return Exchange(hidden(question), answer, error)  # Its data stands where it was asked.
 
 
 def shown(text: str, policy: Policy | None) -> str:
@@ -103,20 +121,36 @@ def shown(text: str, policy: Policy | None) -> str:
     return hidden(text) if policy is not None and policy.overseer == "hidden" else text
 
 
+def to_combine(
+    state: AmplifyState, context: AmplifyContext, overseer: Overseer, labels: Iterable[str]
+) -> str | None:
+    """What a copy is asked in the place of an overseer that answers, with these labels, from
+    sub-answers that were hidden from it; None for any other answer.
+
+    Whoever combines can only answer, so it may read what the overseer, which could ask, must not.
+    """
+    policy = context.policy
+    if policy is None or policy.overseer != "hidden" or _is_code(overseer) or texts(labels):
+        return None
+    if not any(texts(entry.get("labels", ())) for entry in state["transcript"]):
+        return None
+    read = transcript_of(state, replace(policy, overseer="delimited"))
+    return informed_prompt(state["question"], read, COMBINED_CHARS)
+
+
 def step_labels(
     state: AmplifyState, context: AmplifyContext, overseer: Overseer
 ) -> tuple[str, ...]:
-    """The labels of whatever an overseer says next, for what it has seen: a model's of all that was
-    not hidden from it. Those that its words carry themselves, as blocks, are not among them."""
+    """The labels of whatever an overseer says next, for what it has seen: values, and a model all
+    that was not hidden from it. Those that its words carry themselves, as blocks, are not among
+    them."""
     policy = context.policy
     if policy is None:
         return ()
     labels = state.get("labels", ())
-    if _is_code(overseer):
-        return joined(labels)
     answers = joined(*(entry.get("labels", ()) for entry in state["transcript"]))
-    if policy.overseer == "hidden":
-        return joined(labels, (each for each in answers if each not in texts(answers)))
+    if _is_code(overseer) or policy.overseer == "hidden":
+        return joined(labels, values(answers))
     return joined(labels, labels_in(state["question"]), answers)
 
 
@@ -176,14 +210,6 @@ def types_offered(question: str, policy: Policy | None) -> dict[str, str]:
     if policy is None or not labels_in(question):
         return {}
     return {f"{AS}{kind}": f"It reads data and replies {NAMES[kind]}." for kind in policy.types}
-
-
-def noted(system: str, question: str, context: AmplifyContext) -> str:
-    """A copy's system message, with what data is where the question, or a tool, may hold some."""
-    policy = context.policy
-    if policy is None or not (labels_in(question) or context.grants.get("answer")):
-        return system
-    return f"{system}\n{NOTE}".strip()
 
 
 def quarantined(context: AmplifyContext, kind: ValueType) -> AmplifyContext:

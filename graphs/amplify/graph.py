@@ -16,6 +16,7 @@ siblings continue.
 # pyright: reportMissingTypeStubs=false
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any, cast
 
@@ -24,13 +25,21 @@ from langgraph.runtime import Runtime
 from langgraph.types import Send
 
 from reflux.agents.overseers.protocol import reserve_of
-from reflux.agents.policy.data import labels_in
-from reflux.agents.policy.policy import joined, texts
+from reflux.agents.policy.policy import joined
 from reflux.agents.types import Answer, Ask, Chain, Step, SubQuestion, step_from_json, step_to_json
-from reflux.graphs.amplify.chain import walk_chain
+from reflux.graphs.amplify.chain import chained
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.amplify.direct_answer import NodeRef, answer_directly
-from reflux.graphs.amplify.flow import entry_of, filling, labelled, proposal, step_labels
+from reflux.graphs.amplify.direct_answer import answer_directly
+from reflux.graphs.amplify.flow import (
+    entry_of,
+    filling,
+    labelled,
+    labels_on,
+    proposal,
+    question_problem,
+    step_labels,
+    to_combine,
+)
 from reflux.graphs.amplify.screening import screened
 from reflux.graphs.amplify.state import (
     AmplifyState,
@@ -49,6 +58,7 @@ from reflux.graphs.amplify.steps import (
     StepResult,
     decompositions_before,
     listening,
+    node_of,
     overseer_at,
     retry_index,
     take_step,
@@ -90,6 +100,10 @@ async def oversee(state: AmplifyState, runtime: Ran) -> Update:
     advance: Update = {"step": state["step"] + 1, "first_step": None, "spent": spent}
     advance["weighed"] = state["weighed"]
     if isinstance(step, Answer):
+        if (question := to_combine(state, context, overseer, labels)) is not None:
+            node, left = replace(node_of(state, context), question=question), left_of(state)
+            outcome = await answer_directly(context, node, left)
+            return {**advance, **_proposed({**state, "spent": spent}, context, outcome)}
         return {**advance, **proposal(state, context, context.normalise(step.text), labels)}
     state = {**state, "spent": spent}
     if not _divides(step, state, context):
@@ -99,7 +113,7 @@ async def oversee(state: AmplifyState, runtime: Ran) -> Update:
             return {**alone, **advance}
         return {**advance, **_proposed(state, context, await _by_agent(state, context))}
     if isinstance(step, Chain):
-        return {**advance, **await _chained(state, context, step, labels)}
+        return {**advance, **await chained(state, context, step, labels)}
     return {**advance, **_ask_batch(state, context, cast(Ask, step), labels)}
 
 
@@ -108,35 +122,9 @@ def _divides(step: Step, state: AmplifyState, context: AmplifyContext) -> bool:
     return has_parts and state["depth"] < context.limits.depth
 
 
-def _node(state: AmplifyState, context: AmplifyContext) -> NodeRef:
-    number = retry_index(state, context)
-    place = (state["question_id"], state["path"], state["step"], number)
-    return NodeRef(state["question"], *place, tuple(state.get("labels", ())))
-
-
-async def _chained(
-    state: AmplifyState, context: AmplifyContext, chain: Chain, labels: Sequence[str]
-) -> Update:
-    """Walk a chain within this graph node; its end is the overseer's answer. Code makes each
-    question of the last answer, so under a policy no untrusted text starts one."""
-    if context.policy is not None and texts(joined(labels, labels_in(chain.first))):
-        return {"error": "the policy lets no untrusted text start a chain"}
-    overseer = overseer_at(context, state["attempt"])
-    node, left = _node(state, context), left_of(state)
-    outcome, interrupted = await walk_chain(context, node, overseer, chain, left)
-    spent = plus(state["spent"], outcome["spent"])
-    accepted = outcome["answer"] if is_accepted(outcome["status"]) else None
-    return {
-        "error": outcome["error"],
-        **proposal(state, context, accepted, labels),
-        "spent": spent,
-        "outcome": {**outcome, "spent": spent} if interrupted else None,
-    }
-
-
 async def _by_agent(state: AmplifyState, context: AmplifyContext) -> Outcome:
     """The agent's answer to the question undivided."""
-    return await answer_directly(context, _node(state, context), left_of(state))
+    return await answer_directly(context, node_of(state, context), left_of(state))
 
 
 def _proposed(state: AmplifyState, context: AmplifyContext, outcome: Outcome) -> Update:
@@ -207,8 +195,8 @@ async def dispatch(state: AmplifyState) -> str | list[Send]:
             "to": entry["to"],
             "blocked": f"needs sub-question {failed[-1]}, which failed" if failed else None,
         }
-        if "labels" in entry:
-            task["labels"] = entry["labels"]
+        if labels := labels_on(entry, [done[need] for need in entry["needs"]]):
+            task["labels"] = labels
         ready.append(Send("subtask", task))
     return ready
 
@@ -258,11 +246,11 @@ async def _resolve(state: AmplifyState, task: SubTask, context: AmplifyContext) 
         answer = context.normalise(override.answer)
         outcome = human_outcome(answer, override.calls, override.tokens)
         return await _recorded(state, context, outcome, by="human")
-    reason = task["blocked"] or screened(state, context)
+    reason = task["blocked"] or screened(state, context) or question_problem(task, context)
     if reason is not None:
         return await _recorded(state, context, failed_outcome(reason))
     if task["to"]:
-        return await answer_directly(context, _node(state, context), left_of(state), task["to"])
+        return await answer_directly(context, node_of(state, context), left_of(state), task["to"])
     result = await take_step(state, context)
     step = result.step
     if step is None:
@@ -284,7 +272,7 @@ async def _resolve(state: AmplifyState, task: SubTask, context: AmplifyContext) 
             state["labels"] = [*joined(state.get("labels", ()), result.labels)]
         return (await compiled_graph().ainvoke(state, context=context))["outcome"]
     # The agent gets what the overseer left of the sub-question's share.
-    outcome = await answer_directly(context, _node(state, context), left_of(state))
+    outcome = await answer_directly(context, node_of(state, context), left_of(state))
     return {**outcome, "spent": plus(result.spent, outcome["spent"])}
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from reflux.agents.budget import Budget
 from reflux.agents.errors import EndpointError
-from reflux.agents.policy.data import block_of, plain
+from reflux.agents.policy.data import NOTE, block_of, plain
 from reflux.agents.policy.policy import joined
 from reflux.agents.tools.protocol import CALL_SECONDS, Tool, ToolReply, guarded, run_call
 from reflux.agents.types import ChatRequest, Completion, ToolCall, Turn
@@ -61,6 +61,8 @@ async def run_tool_loop(
             sampling=replace(request.sampling, max_tokens=max_tokens),
         )
         # The last turn offers no tools, so the model must answer.
+        offered = tools if policy is None else policy.offered(labels, tools)
+        offer["tools"] = tuple(tool.spec for tool in offered)
         turn_request = replace(request, **offer) if turn < max_turns else request
         reply = await context.ask(replace(key, role=f"{key.role}~{turn}"), turn_request)
         spent = plus(spent, reply.spent)
@@ -85,7 +87,8 @@ async def _run_calls(
         context.emit(
             {"event": "tool", "path": key.path, "tool": call.name, "arguments": call.arguments}
         )
-        refusal = policy and policy.tool_problem(labels, call.name)
+        tool = next((tool for tool in tools if tool.spec.name == call.name), None)
+        refusal = policy.tool_problem(labels, call.name, tool) if policy and tool else None
         tool_reply = await context.recorded_client.tool(
             replace(key, role=f"{key.role}~{turn}.tool{index}"),
             call.name,
@@ -93,16 +96,17 @@ async def _run_calls(
             lambda call=call, refusal=refusal: _reply_to(tools, call, refusal),
         )
         text = tool_reply.text
-        if policy is not None and refusal is None:
-            added = policy.labels_of_reply(call.name, ())
-            text, read = str(block_of(text, added)) if added else text, joined(read, added)
+        if policy and tool and not refusal:
+            added = policy.labels_of_reply(call.name, tool)
+            text = f"{block_of(text, added)}\n{NOTE}" if added else text
+            read = joined(read, added)
         turns.append(("tool", text, json.dumps({"tool_call_id": call.id})))
     return tuple(turns), read
 
 
 async def _reply_to(tools: Sequence[Tool], call: ToolCall, refusal: str | None) -> ToolReply:
     """The reply to a model's call, or why the policy refuses it."""
-    return await run_call(tools, call) if refusal is None else ToolReply(refusal, ok=False)
+    return ToolReply(refusal, ok=False) if refusal else await run_call(tools, call)
 
 
 async def asked_tool(
@@ -110,14 +114,14 @@ async def asked_tool(
 ) -> tuple[ToolReply, tuple[str, ...]]:
     """(the reply of a tool that a sub-question goes to, its labels); a refusal, too, is a reply."""
     policy, tool = context.policy, context.tools[name]
-    if policy and (refusal := policy.tool_problem(labels, name)) is not None:
+    if policy and (refusal := policy.tool_problem(labels, name, tool)) is not None:
         return ToolReply(refusal, ok=False), ()
     argument = plain(question) if policy else question
     context.emit({"event": "tool", "path": key.path, "tool": name, "arguments": argument})
     reply = await context.recorded_client.tool(
         key, name, argument, lambda: guarded(lambda: tool.answer(argument), CALL_SECONDS)
     )
-    return reply, policy.labels_of_reply(name, labels) if policy else ()
+    return reply, joined(labels, policy.labels_of_reply(name, tool)) if policy else ()
 
 
 T = TypeVar("T")

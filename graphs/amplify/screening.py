@@ -4,7 +4,6 @@ from reflux.agents.errors import UsageError
 from reflux.agents.prompts import question_problem
 from reflux.agents.redaction import redact
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.amplify.flow import node_labels
 from reflux.graphs.amplify.state import AmplifyState, NodeState, fresh_state
 
 
@@ -46,9 +45,7 @@ def screened(state: AmplifyState, context: AmplifyContext) -> str | None:
         return reason
     if context.canonical(question) in map(context.canonical, state["ancestors"]):
         return f"CycleError: {question!r} repeats one of its ancestors"
-    if context.policy is None or not state["depth"]:
-        return None
-    return context.policy.question_problem(node_labels(state, context), len(question))
+    return None
 
 
 def check_askable(question: str, context: AmplifyContext) -> None:

@@ -23,6 +23,7 @@ from reflux.agents.overseers.scripted import HumanOverseer
 from reflux.agents.policy.policy import joined
 from reflux.agents.types import Defer, Exchange, Step, step_from_json, step_to_json
 from reflux.graphs.amplify.context import AmplifyContext, silent, tries
+from reflux.graphs.amplify.direct_answer import NodeRef
 from reflux.graphs.amplify.flow import (
     expanded,
     labels_of,
@@ -208,3 +209,10 @@ def retry_index(state: AmplifyState, context: AmplifyContext) -> int:
 def decompositions_before(state: AmplifyState, context: AmplifyContext) -> int:
     """Attempts before this one, without the direct answer that is weighed."""
     return max(0, state["attempt"] - context.weighs(state["depth"]))
+
+
+def node_of(state: AmplifyState, context: AmplifyContext) -> NodeRef:
+    """A question as a node that is answered directly."""
+    number = retry_index(state, context)
+    place = (state["question_id"], state["path"], state["step"], number)
+    return NodeRef(state["question"], *place, tuple(state.get("labels", ())))
