@@ -57,6 +57,8 @@ class AttackPlan:
     max_tokens: int
     seed: int
     concurrency: int
+    adversary: str
+    """The model that rewords demands; empty for none."""
     policies: dict[str, Policy] = field(default_factory=dict[str, "Policy"])
 
     def __post_init__(self) -> None:
@@ -135,6 +137,22 @@ def _policy(named: Any) -> Policy:
     return policy
 
 
+async def _reworder(
+    plan: AttackPlan, opened: OpenRun, agent: str, stack: AsyncExitStack
+) -> AmplifyContext | None:
+    if not plan.adversary:
+        return None
+    specs = SystemSpecs(
+        opened,
+        agent,
+        lambda model, seed: plan.context(opened, model, "direct", {}),
+        str.strip,
+        stack,
+    )
+    spec = await specs.system_spec(plan.adversary)
+    return replace(spec.make(plan.seed).context, policy=None, max_tokens=128)
+
+
 async def attack_all(
     folder: RunFolder, plan: AttackPlan, search: Search, model: str | None
 ) -> list[Searched]:
@@ -146,9 +164,12 @@ async def attack_all(
         )
     async with opened, AsyncExitStack() as stack:
         targets = await plan.targets(opened, agent, stack)
+        reworder = await _reworder(plan, opened, agent, stack)
         with ProgressView() as view:
             search = replace(
-                search, listener=lambda key, done, total: view(f"attack {key}", done, total, "")
+                search,
+                reworder=reworder,
+                listener=lambda key, done, total: view(f"attack {key}", done, total, ""),
             )
             return [await search.against(target) for target in targets]
 
