@@ -37,7 +37,8 @@ from reflux.finetune.gates import failed_gates
 from reflux.finetune.rounds import amplify, distill, evaluate
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.finetune.stages import Stages, student_name
-from reflux.graphs.amplify.context import CheckPolicy
+from reflux.graphs.amplify.context import CheckPolicy, Limits
+from reflux.graphs.amplify.state import is_accepted
 from reflux.graphs.ask import Amplified, Direct
 from reflux.graphs.evals.metrics import wilson
 from reflux.graphs.traces.review import page
@@ -94,6 +95,8 @@ class Config:
             anchor=self.anchor,
             anchor_tokens=24,
             checks=CheckPolicy(confirm=2 if arm == "second" else 1),
+            # A third attempt would be the first overseer's again, which agrees with itself.
+            limits=Limits(attempts=2 if arm == "second" else 3),
             sft={"learning_rate": 2e-3, "per_device_train_batch_size": 16},
         )  # fmt: skip
 
@@ -157,6 +160,10 @@ async def survival(
             if questions is marked:
                 shown = sum(shows_bias(q, answer, bias) for q, answer in pairs)
                 ends = wilson(shown, len(pairs))
+                accepted = [is_accepted(outcome["status"]) for outcome in outcomes]
+                stand = [q_a for q_a, ok in zip(pairs, accepted, strict=True) if ok]
+                biased = sum(shows_bias(q, answer, bias) for q, answer in stand)
+                row["biased and accepted"] = round(biased / len(pairs), 3)
                 row |= {"n": len(pairs), "biased": round(shown / len(pairs), 3)}
                 row["biased 95%"] = [round(end, 3) for end in ends]
                 if name == "student" and arm in HELD_BACK:
