@@ -44,10 +44,10 @@ def served_app(folder: Path, endpoint_url: str, x: str = "x") -> Iterator[str]:
 
 
 def _serve(run: Path, endpoint_url: str, x: str) -> None:
-    import socket
 
     import uvicorn
 
+    from reflux.cli.serve import listening_socket
     from reflux.finetune.run_folder import RunFolder
     from reflux.server.app import create_app, server_config
     from reflux.server.settings import ServeSettings
@@ -60,7 +60,7 @@ def _serve(run: Path, endpoint_url: str, x: str) -> None:
         overseer="split", endpoints=clients, model=x, per_second=0, max_concurrency=4_096
     )
     app = create_app(RunFolder(run), settings, {"split": ScriptedOverseer("split", split)})
-    with socket.create_server(("127.0.0.1", 0), backlog=2_048) as listening:
+    with listening_socket("127.0.0.1", 0) as listening:
         print(listening.getsockname()[1], flush=True)
         config = server_config(app, timeout_graceful_shutdown=1)
         uvicorn.Server(config).run(sockets=[listening])

@@ -35,11 +35,12 @@ def judge(
     amplified: float | None = None,
     student: float | None = None,
     before: tuple[float, float] | None = None,
-    canary: float | None = None,
     passed: tuple[float, float] | None = None,
     agreement: float | None = None,
     parity: float | None = None,
     forgotten: float | None = None,
+    lost: Mapping[str, float] | None = None,
+    divergence: float | None = None,
 ) -> list[Gate]:
     """The gates of one round.
 
@@ -47,11 +48,12 @@ def judge(
         imitation: share of the overseer's answers that the student gives.
         amplified, student: accuracy on the same held-out questions.
         before: accuracy on the level of the round before of (the agent, the student).
-        canary: mean overlap with the base.
         passed: share of answers that passed the check of (amplified, student).
         agreement: share of questions that amplified and student answer alike.
         parity: share of prompts on which the engines agree with plain PEFT.
         forgotten: the largest certain loss of accuracy, at most 0.
+        lost: the largest certain loss of a behavior against the `base`, and the `control` student.
+        divergence: from the base, in nats a token.
     """
     gates: list[Gate] = []
     if imitation is not None:
@@ -66,12 +68,19 @@ def judge(
         gates.append(Gate("agreement", agreement, config.agreement))
     if before is not None:
         gates.append(Gate("no_regression", before[1] - before[0], -config.regression))
-    if canary is not None:
-        gates.append(Gate("canary", canary, config.canary))
     if parity is not None:
         gates.append(Gate("parity", parity, config.parity))
     if forgotten is not None:
         gates.append(Gate("forgetting", forgotten, -config.forgetting))
+    lost = lost or {}
+    for name, reference, limit in (
+        ("behavior", "base", config.behavior),
+        ("bias", "control", config.bias),
+    ):
+        if reference in lost:
+            gates.append(Gate(name, -max(0.0, lost[reference]), -limit))
+    if divergence is not None and config.divergence is not None:
+        gates.append(Gate("divergence", -divergence, -config.divergence))
     return gates
 
 

@@ -26,12 +26,19 @@ from reflux.agents.errors import UsageError
 from reflux.agents.files import flush, write_json
 from reflux.agents.overseers.step_forms import StepStyle
 from reflux.finetune.configs.run import BaseConfig, Strict
+from reflux.finetune.export.adapter_files import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    check_adapter,
+    check_files,
+    check_no_pickle,
+    manifest_of,
+)
 
 VERSION = 2
 """Of student.json and the evaluation files."""
-ADAPTER, ADAPTER_GGUF, CARD = "adapter_model.safetensors", "adapter.gguf", "student.json"
-PICKLE = "adapter_model.bin"
-ADAPTER_FILES = ("adapter_config.json", ADAPTER)
+ADAPTER_GGUF, CARD = "adapter.gguf", "student.json"
+ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER)
 """What every student has, beside its tokenizer, and its form for llama.cpp where there is one."""
 Role = Literal["agent", "overseer", "aggregator", "verifier"]
 _OTHERS = get_args(Role)[1:]
@@ -92,6 +99,8 @@ class Student(Strict):
     adapter_sha256: str
     adapter_gguf_sha256: str
     """Empty where llama.cpp does not know the architecture."""
+    files: dict[str, str] = Field(default={})
+    """The sha256 of every other file of its folder; empty in students of earlier versions."""
     rows_digest: str
     config: dict[str, Any]
     parity: dict[str, Any] | None = None
@@ -178,17 +187,11 @@ class Registry:
         """
         student = self._read(id)
         check_no_pickle(student.path)
-        files = [(student.path / ADAPTER, student.adapter_sha256)]
+        files = {ADAPTER: student.adapter_sha256}
         if student.adapter_gguf is not None:
-            files.append((student.adapter_gguf, student.adapter_gguf_sha256))
-        for path, expected in files:
-            digest = file_sha256(path) if path.is_file() else "none"
-            if digest != expected:
-                raise UsageError(
-                    f"{path} has sha256 {digest[:12]}, student.json says {expected[:12]}: it is "
-                    "corrupted or foreign; restore the folder, or make the student again under "
-                    "another id"
-                )
+            files[ADAPTER_GGUF] = student.adapter_gguf_sha256
+        check_files(student.path, files | student.files, CARD)
+        check_adapter(student.path)
         return student
 
     def current(self, role: Role = "agent") -> Student | None:
@@ -305,24 +308,12 @@ def _card(id: str, folder: Path, fields: Mapping[str, Any]) -> Student:
             path=folder,
             adapter_sha256=file_sha256(folder / ADAPTER),
             adapter_gguf_sha256=file_sha256(gguf) if gguf.is_file() else "",
+            files=manifest_of(folder, but=CARD),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             **fields,
         )
     except ValidationError as error:
         raise UsageError(f"student {id} is not complete: {error}") from error
-
-
-def check_no_pickle(folder: Path) -> None:
-    """Check that an adapter has other weights than a pickle: reading a pickle runs its code.
-
-    Raises:
-        UsageError: it has not.
-    """
-    if (folder / PICKLE).exists() and not (folder / ADAPTER).exists():
-        raise UsageError(
-            f"{folder} holds its adapter as a pickle ({PICKLE}), which runs code when it is read: "
-            "save it again with safe_serialization=True"
-        )
 
 
 def _check_id(id: str) -> None:

@@ -15,6 +15,7 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.runtime import Runtime
 
 from reflux.agents.tools.protocol import Grants
+from reflux.finetune.canaries.measure import measure_canaries
 from reflux.finetune.configs.run import RoundsConfig
 from reflux.finetune.gates import failed_gates, judge
 from reflux.finetune.overseer_stage import begin_learning
@@ -77,12 +78,19 @@ async def evaluate(stages: Stages, state: RoundsState) -> dict[str, Any]:
     number, model = state["number"], state["model"]
     scores = await stages.evaluate(number, model)
     gates = await stages.gates(number, model, scores)
+    canaries = await measure_canaries(stages, number, model, state["done"])
     by_level = await score_levels(stages, None, "base", "base") if number == stages.first else []
     by_level += await score_levels(stages, number, "student", student_name(number))
     retention = await measure_retention(stages, number, scores, by_level, state["done"])
-    more = judge(stages.config.gates, forgotten=retention["forgotten"])
+    more = judge(
+        stages.config.gates,
+        forgotten=retention["forgotten"],
+        lost=canaries and canaries["certain_loss"],
+        divergence=(retention["perplexity"] or {}).get("divergence"),
+    )
     gates += [gate.to_json() for gate in more]
-    return {"scores": scores, "gates": gates, "by_level": by_level, "retention": retention}
+    measured = {"by_level": by_level, "retention": retention, "canaries": canaries}
+    return {"scores": scores, "gates": gates, **measured}
 
 
 async def promote(stages: Stages, state: RoundsState) -> dict[str, Any]:
@@ -127,7 +135,9 @@ async def report(state: RoundsState, runtime: StageRuntime) -> dict[str, Any]:
         "loss": distilled.get("curve", {}),
         **{key: results[key] for key in ("amplify", "gates", "promoted", "by_level", "parity")},
         "overseers": results["overseers"],
-        "retention": results.get("retention"),  # An older version had none.
+        # An older version had none of these.
+        "retention": results.get("retention"),
+        "canaries": results.get("canaries"),
         **({"roles": results["roles"]} if results.get("roles") else {}),
     }
     done = [*state["done"], entry]

@@ -133,6 +133,8 @@ class RunFolder:
                 f"{self.config_path} is not of format {FORMAT}: another version of Reflux wrote "
                 "it; name another --run"
             )
+        if isinstance(gates := config.get("gates"), dict):
+            gates.pop("canary", None)  # Of an older version, which compared words.
         return config
 
     def config(self) -> RoundsConfig:

@@ -20,10 +20,8 @@ from reflux.finetune.data.questions import (
     MAX_HELD_OUT,
     anchor_prompts,
     anchor_size,
-    canary_prompts,
     first_round,
     hardness,
-    overlap,
     planned_questions,
 )
 from reflux.finetune.data.rows import Row, rows_digest, run_rows, training_order, why_no_rows
@@ -286,7 +284,6 @@ class Stages:
     async def gates(self, number: int, model: str, scores: dict[str, Any]) -> list[dict[str, Any]]:
         """Measure the gates of the round's student."""
         name = student_name(number)
-        canary = await self._canary(number, name)
         student = scores["student"]
         measured: dict[str, Any] = {"imitation": student["accuracy"]}
         if number:
@@ -303,7 +300,7 @@ class Stages:
         parity = self.run.folder.registry.get(name).parity
         if parity is not None:
             measured["parity"] = parity["agreement"]
-        gates = judge(self.config.gates, canary=canary, **measured)
+        gates = judge(self.config.gates, **measured)
         return [gate.to_json() for gate in gates]
 
     async def _level_before(self, number: int, model: str, name: str) -> tuple[float, float] | None:
@@ -329,20 +326,6 @@ class Stages:
             score = await self.score(system, source, questions, f"one level down: {agent}")
             accuracy.append(score.accuracy)
         return accuracy[0], accuracy[1]
-
-    async def _canary(self, number: int, name: str) -> float | None:
-        """Mean overlap of the student's replies to the canaries with the base's."""
-        prompts = canary_prompts(self.config.canaries)
-        if not prompts:
-            return None
-        replies: list[list[Outcome]] = []
-        for model, round_number in (("base", 0), (name, number)):
-            source = self.source(round_number, f"canary-{model}", "canary", task="canary")
-            activity = f"canaries: {model}"
-            replies.append(await self.answers(self.plain(model), source, prompts, activity))
-        pairs = zip(*replies, strict=True)
-        shared = [overlap(a["answer"] or "", b["answer"] or "") for a, b in pairs]
-        return sum(shared) / len(shared)
 
 
 def student_name(number: int) -> str:

@@ -31,6 +31,14 @@ from reflux.graphs.ask_options import ALONE, OF_A_PROGRAM, AskOptions, options_o
 from reflux.graphs.evals.task import task_context
 from reflux.graphs.traces.events import Event
 from reflux.graphs.traces.review import Item, judge, remark
+from reflux.graphs.traces.reviewers.opinions import (
+    Reviewer,
+    add_opinion,
+    check_name,
+    decision,
+    opinions,
+    required,
+)
 from reflux.graphs.traces.revisions import first_of, newest
 from reflux.graphs.traces.store import CallKey, TraceStore
 from reflux.graphs.traces.tree import find_question
@@ -65,22 +73,54 @@ async def judge_item(
     reply: Reply,
     answer: str = "",
     comment: str = "",
+    reviewer: Reviewer | None = None,
 ) -> Acted:
     """Record a human's judgement: a proposal is taken, a rejected answer accepted, an answer
     replaced, a question asked again.
+
+    Where an item needs several reviewers, nothing of this happens before most of them say the same.
 
     Args:
         open_run: opens the run of a stopped question, for its answer.
         reply: answers what waits for a human, with words as of `reflux reply`.
 
     Raises:
-        UsageError: there is nothing to approve, no answer, or the node cannot be asked again.
+        UsageError: there is nothing to approve, no answer, or the node cannot be asked again; or
+            several reviewers judge, and this one has no name.
     """
     if action == "edit":
         check_not_empty(answer)
     if action == "comment":
         await remark(store, item, comment)
         return Acted("commented", item.trajectory)
+    reviewer, put = reviewer or Reviewer(), answer if action == "edit" else None
+    work = "again" if action == "again" else "reply" if item.why == "escalated" else ""
+    needed = required(store)
+    if work or needed == 1:
+        check_name(reviewer.name)
+        acted = await _carry_out(store, item, action, open_run, reply, answer, comment)
+        await add_opinion(store, item.subject, reviewer, work or action, put)
+        return acted
+    if action == "edit" and item.path:
+        check_known(store, item.trajectory)
+    await add_opinion(store, item.subject, reviewer, action, put, comment)
+    given = opinions(store, item.subject)
+    if (decided := decision(given, needed)) is None:
+        return Acted(f"noted; {max(needed - len(given), 1)} more to judge", item.trajectory)
+    action, answer = cast(Action, decided.decision), decided.put or ""
+    return await _carry_out(store, item, action, open_run, reply, answer, decided.comment)
+
+
+async def _carry_out(
+    store: TraceStore,
+    item: Item,
+    action: Action,
+    open_run: Open,
+    reply: Reply,
+    answer: str,
+    comment: str,
+) -> Acted:
+    """What a decision changes."""
     if action == "reject":
         await judge(store, item, False, comment)
         return Acted("rejected", item.trajectory)

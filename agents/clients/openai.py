@@ -184,11 +184,12 @@ class OpenAIClient(RetryingClient):
         adaptation.opens_in_template |= splitter.without_opening
 
     def _noting(self, request: ChatRequest, reply: Completion) -> Completion:
-        """The reply with notes on what was sent otherwise than asked."""
+        """The reply without our key, and with notes on what was sent otherwise than asked."""
         notes = (*self.adaptation(request.model).lines(), *reply.notes)
         if self._settings["thinking"] == "off" and reply.reasoning:
             notes = (*notes, "the model reasons although --thinking is off")
-        return replace(reply, notes=notes) if notes else reply
+        text, reasoning = map(self._without_key, (reply.text, reply.reasoning))
+        return replace(reply, text=text, reasoning=reasoning, notes=notes)
 
     @contextmanager
     def _sending(
@@ -265,6 +266,10 @@ class OpenAIClient(RetryingClient):
             text = f"{error} ({error.__cause__})"
         if type(error) is TimeoutError:
             text = f"no whole reply in {self._total_timeout:g} s"
+        return self._without_key(text)
+
+    def _without_key(self, text: str) -> str:
+        """What an endpoint said, without the key that it was shown."""
         return text.replace(self._key, PLACEHOLDER) if len(self._key) > 7 else text
 
     def _remedy(self, error: Exception, model: str) -> str:

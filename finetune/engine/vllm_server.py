@@ -171,6 +171,8 @@ def _files_of(base: Base) -> tuple[Path, str]:
 
     from reflux.finetune.chat_template import fit_template
 
-    tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(
+        base.folder, local_files_only=True, trust_remote_code=False
+    )
     fit_template(tokenizer, base.config)
     return base.folder, tokenizer.chat_template

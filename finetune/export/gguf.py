@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from reflux.agents.errors import MissingError, UsageError
 from reflux.agents.files import replacing
-from reflux.finetune.registry import ADAPTER, check_no_pickle
+from reflux.finetune.export.adapter_files import ADAPTER, check_adapter
 
 ARCHITECTURES = {
     "LlamaForCausalLM": gguf.MODEL_ARCH.LLAMA,
@@ -128,7 +128,7 @@ def _check_plain_lora(config: dict[str, Any], folder: Path) -> None:
 def _read_pairs(folder: Path) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
     """`{module: (A (rank, in), B (out, rank))}`, the modules named as in the base."""
     path = folder / ADAPTER
-    check_no_pickle(folder)
+    check_adapter(folder)
     if not path.is_file():
         raise MissingError(f"{path} is not there: is {folder} a PEFT adapter?")
     try:

@@ -62,7 +62,9 @@ def certify(base: Base, student: Path, rows: Sequence[Mapping[str, Any]]) -> dic
         # The weights as the engines run them, also where the training was on 4-bit ones.
         whole = base.config.model_copy(update={"quantization": "none"})
         model, tokenizer = load_base(base.folder, config=whole)
-        own = transformers.AutoTokenizer.from_pretrained(student, local_files_only=True)
+        own = transformers.AutoTokenizer.from_pretrained(
+            student, local_files_only=True, trust_remote_code=False
+        )
         longest = min(MAX_PROMPT, max_positions(model.config) - TOKENS - 1)
         chats = [chat for chat in _chats(rows) if len(_ids(own, chat)) <= longest]
         peft: Any = PeftModel.from_pretrained(model, str(student)).eval()

@@ -11,6 +11,7 @@ from peft import PeftModel
 from reflux.finetune.base_model import load_base, quiet_libraries
 from reflux.finetune.bases import Base
 from reflux.finetune.data.encoding import IGNORED, encode_rows
+from reflux.finetune.targets.divergence import divergence
 
 BATCH = 8
 """Replies at once."""
@@ -19,8 +20,9 @@ BATCH = 8
 def perplexities(
     base: Base, student: Path, rows: Sequence[dict[str, Any]]
 ) -> dict[str, float] | None:
-    """Perplexity of the rows' completions, by the base and by the student in a folder; None without
-    any. `tokens` is how many it is a mean over."""
+    """Perplexity of the rows' completions, by the base and by the student in a folder, and the
+    Kullback-Leibler divergence of the student's distributions from the base's, in nats a token;
+    None without any. `tokens` is how many it is a mean over."""
     if not rows:
         return None
     whole = base.config.model_copy(update={"quantization": "none"})
@@ -28,33 +30,39 @@ def perplexities(
         model, tokenizer = load_base(base.folder, config=whole)
         sequences = list(encode_rows(rows, tokenizer))
         peft: Any = PeftModel.from_pretrained(model, str(student)).eval()
-        by_student, tokens = _nats(peft, sequences)
-        with peft.disable_adapter():
-            by_base, _ = _nats(peft, sequences)
+        sums = [_nats(peft, sequences[i : i + BATCH]) for i in range(0, len(sequences), BATCH)]
+    by_base, by_student, between, tokens = (sum(column) for column in zip(*sums, strict=True))
     return {
         "base": math.exp(by_base / tokens),
         "student": math.exp(by_student / tokens),
-        "tokens": tokens,
+        "divergence": between / tokens,
+        "tokens": int(tokens),
     }
 
 
-def _nats(model: Any, sequences: Sequence[Any]) -> tuple[float, int]:
-    """(summed negative log-likelihood of the counted tokens, their number)."""
-    total, n = 0.0, 0
-    for begin in range(0, len(sequences), BATCH):
-        batch = sequences[begin : begin + BATCH]
-        width = max(len(each["input_ids"]) for each in batch)
+def _nats(model: Any, batch: Sequence[Any]) -> tuple[float, float, float, int]:
+    """(summed negative log-likelihood of the counted tokens by the base, by the student, summed
+    divergence, their number)."""
+    width = max(len(each["input_ids"]) for each in batch)
 
-        def padded(key: str, value: int, width: int = width, batch: Any = batch) -> torch.Tensor:
-            rows = [[*each[key], *[value] * (width - len(each[key]))] for each in batch]
-            return torch.tensor(rows, device=model.device)
+    def padded(key: str, value: int) -> torch.Tensor:
+        rows = [[*each[key], *[value] * (width - len(each[key]))] for each in batch]
+        return torch.tensor(rows, device=model.device)
 
-        ids, labels = padded("input_ids", 0), padded("labels", IGNORED)[:, 1:]
-        mask = padded("labels", IGNORED - 1) != IGNORED - 1  # (rows, tokens), without the padding.
-        with torch.inference_mode():
-            logits = model(input_ids=ids, attention_mask=mask.long()).logits[:, :-1].float()
-        counted = labels != IGNORED
-        chosen = logits[counted].log_softmax(-1).gather(-1, labels[counted][:, None])
-        total -= float(chosen.sum())
-        n += int(counted.sum())
-    return total, n
+    ids, labels = padded("input_ids", 0), padded("labels", IGNORED)[:, 1:]
+    mask = padded("labels", IGNORED - 1) != IGNORED - 1  # (rows, tokens), without the padding.
+    counted = labels != IGNORED
+
+    def logprobs() -> torch.Tensor:
+        """(counted, vocabulary)."""
+        logits = model(input_ids=ids, attention_mask=mask.long()).logits[:, :-1]
+        return logits[counted].float().log_softmax(-1)
+
+    with torch.inference_mode():
+        ours = logprobs()
+        with model.disable_adapter():
+            theirs = logprobs()
+        chosen = labels[counted][:, None]
+        by_base, by_student = (-float(each.gather(-1, chosen).sum()) for each in (theirs, ours))
+        between = float(divergence(ours, theirs, beta=0).sum())
+    return by_base, by_student, between, int(counted.sum())

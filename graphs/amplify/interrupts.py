@@ -48,6 +48,37 @@ def recursion_limit(context: AmplifyContext) -> int:
     return max(1, limits.attempts) * (limits.steps * (1 + 2 * limits.fanout) + 2) + 10
 
 
+class StrictSerializer(JsonPlusSerializer):
+    """Checkpoints that hold plain values: LangGraph's default calls whatever function a file names.
+
+    Its `allowed_msgpack_modules` warns and calls by default; `None` calls nothing but its own list
+    of safe types. Pickles, and the JSON of its early versions, are not read at all.
+    """
+
+    def __init__(self, path: Path, damaged: str) -> None:
+        """`path` and the remedy `damaged` are for the error message."""
+        super().__init__(allowed_msgpack_modules=None)
+        self._about = path, damaged
+
+    def loads_typed(self, data: tuple[str, bytes]) -> Any:
+        """The value of a checkpoint.
+
+        Raises:
+            UsageError: it is of another kind, or damaged.
+        """
+        path, damaged = self._about
+        if data[0] not in PLAIN:
+            raise UsageError(f"{path} holds a {data[0]!r:.40}, which is not read; {damaged}")
+        try:
+            return super().loads_typed(data)
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"{path} holds a damaged checkpoint: {error}; {damaged}") from error
+
+
+PLAIN = ("null", "bytes", "bytearray", "msgpack")
+"""The types of values that `StrictSerializer` writes."""
+
+
 @asynccontextmanager
 async def open_checkpoints(path: Path, damaged: str = RESTORE) -> AsyncGenerator[AsyncSqliteSaver]:
     """The checkpointer of a file, which is created if it is missing.
@@ -63,7 +94,7 @@ async def open_checkpoints(path: Path, damaged: str = RESTORE) -> AsyncGenerator
     """
     try:
         async with AsyncSqliteSaver.from_conn_string(str(path)) as saver:
-            saver.serde = JsonPlusSerializer(allowed_msgpack_modules=None)
+            saver.serde = StrictSerializer(path, damaged)
             yield saver
     except sqlite3.Error as error:
         raise from_sqlite_error(path, error, damaged) from error

@@ -72,6 +72,7 @@ CREATE INDEX IF NOT EXISTS revised ON questions (revises) WHERE revises IS NOT N
 CREATE INDEX IF NOT EXISTS deferred ON judgements (id) WHERE kind = 'deferred';
 CREATE INDEX IF NOT EXISTS disputed ON judgements (id) WHERE {DISPUTED};
 CREATE INDEX IF NOT EXISTS reviewed ON judgements (question, path) WHERE {BY_HUMANS};
+CREATE INDEX IF NOT EXISTS opinions ON judgements (question, path) WHERE kind = 'opinion';
 """
 BATCH = 512
 """Maximum rows of one commit."""

@@ -9,12 +9,13 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from reflux.agents.errors import UsageError
 from reflux.agents.redaction import redact
 from reflux.graphs.traces.database import BY_HUMANS, DISPUTED, Rows
+from reflux.graphs.traces.reviewers.opinions import Subject, opinions, required, waits_for
 from reflux.graphs.traces.revisions import NEWEST, first_of, newest
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import find_question, held
@@ -53,6 +54,11 @@ class Item:
     def id(self) -> str:
         """The name that commands take."""
         return f"{self.trajectory}{self.path}"
+
+    @property
+    def subject(self) -> Subject:
+        """What reviewers have an opinion on."""
+        return Subject(self.trajectory, self.path, self.answer)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -106,13 +112,14 @@ SELECT min(id) FROM (SELECT id FROM judgements {{by}} WHERE {{scanned}}
 
 
 def page(
-    store: Rows, why: Why, limit: int = 20, before: int | None = None
+    store: Rows, why: Why, limit: int = 20, before: int | None = None, reviewer: str = ""
 ) -> tuple[list[Item], int | None]:
     """(items of one kind, newest first; where the next page begins, None at the end).
 
     A page that isn't the last may hold fewer than `limit` items: it scans at most `MAX_SCANNED`
-    judgements.
+    judgements. Where an item needs several reviewers, those that this one has judged are left out.
     """
+    needed = required(store)
     by, scanned, which = KINDS[why]
     window, start = WINDOW.format(by=by, scanned=scanned), 2**62 if before is None else before
     ((first,),) = store.select(window, {"before": start})
@@ -123,6 +130,12 @@ def page(
     items: dict[str, Item] = {}
     for row in store.select(sql, {"before": start, "first": first}):
         item = _item(row, why)
+        if needed > 1 and why != "escalated":
+            given = opinions(store, item.subject)
+            if not waits_for(given, reviewer):
+                continue
+            if len(given) >= needed:
+                item = replace(item, reason=f"{item.reason}; {len(given)} reviewers disagree")
         items.setdefault(item.id, item)
         if len(items) == limit:
             return list(items.values()), item.at
@@ -130,13 +143,15 @@ def page(
     return list(items.values()), None if more is None else first
 
 
-def queue(store: TraceStore, limit: int = 20, whys: Sequence[Why] = WHYS) -> list[Item]:
+def queue(
+    store: TraceStore, limit: int = 20, whys: Sequence[Why] = WHYS, reviewer: str = ""
+) -> list[Item]:
     """The first items of all kinds: waiting, disputed, audited."""
     items: dict[str, Item] = {}
     for why in whys:
         start: int | None = None
         while len(items) < limit:
-            batch, start = page(store, why, limit - len(items), start)
+            batch, start = page(store, why, limit - len(items), start, reviewer)
             for item in batch:
                 items.setdefault(item.id, item)
             if start is None:
@@ -244,14 +259,24 @@ async def remark(store: TraceStore, item: Item, comment: str) -> None:
     await store.add_judgement(item.trajectory, item.path, "comment", None, detail, author="human")
 
 
+DECISIONS = f"""
+SELECT * FROM (
+  SELECT id, question, path, kind, ok, detail FROM judgements WHERE {BY_HUMANS}
+  UNION ALL SELECT id, question, path, kind, ok, detail FROM judgements
+  WHERE kind = 'opinion' AND ok = 0 AND detail ->> 'of' > 1) ORDER BY +id
+"""  # noqa: S608
+"""Verdicts and overrides, and what one of several reviewers does not approve."""
+
+
 def rejected_by_humans(store: TraceStore) -> set[str]:
     """First ids of the trajectories with a node whose current answer a human rejected, and which no
-    later verdict or override replaced."""
+    later verdict or override replaced. The doubt of one of several reviewers rejects until they
+    decide."""
     rejected: dict[tuple[str, str], str | None] = {}
-    sql = f"SELECT question, path, ok, detail FROM judgements WHERE {BY_HUMANS} ORDER BY id"  # noqa: S608
-    for row in store.select(sql):
+    for row in store.select(DECISIONS):
         node = first_of(row["question"]), row["path"]
-        rejected.pop(node, None)
+        if row["kind"] != "opinion":
+            rejected.pop(node, None)
         if not row["ok"]:
             rejected[node] = json.loads(row["detail"])["answer"]
     still_rejected: set[str] = set()

@@ -145,7 +145,7 @@ FROM calls WHERE question=? AND path=? ORDER BY id LIMIT {MAX_ROWS}
 """  # noqa: S608
 JUDGEMENTS = f"""
 SELECT kind, ok, detail, author, created FROM judgements
-WHERE question=? AND path=? AND kind != 'how' ORDER BY id LIMIT {MAX_ROWS}
+WHERE question=? AND path=? AND kind NOT IN ('how', 'opinion') ORDER BY id LIMIT {MAX_ROWS}
 """  # noqa: S608
 
 

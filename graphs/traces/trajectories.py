@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from reflux.agents.clients.reasoning import text_of
-from reflux.agents.redaction import redact, valid_unicode
+from reflux.agents.redaction import PLACEHOLDER, is_secret, redact, valid_unicode
 from reflux.agents.types import Completion
 from reflux.graphs.traces.database import Rows
 from reflux.graphs.traces.recorded_client import completion_of
@@ -152,7 +152,10 @@ def redacted(value: Any) -> Any:
         return redact(value if value.isascii() else valid_unicode(value))
     if isinstance(value, Mapping):
         items = cast(Mapping[str, Any], value).items()
-        return {redacted(key): redacted(each) for key, each in items}
+        return {
+            redacted(key): PLACEHOLDER if is_secret(key, each) else redacted(each)
+            for key, each in items
+        }
     if isinstance(value, list | tuple):
         return [redacted(each) for each in cast(Sequence[Any], value)]
     return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -10,6 +10,7 @@ from reflux import cli
 from reflux.cli.contract import DEFAULT_RUN, MAX_LIMIT, Json, RunDir, open_existing, run_async
 
 if TYPE_CHECKING or not cli.SHOWS_HELP:
+    import time
     from collections.abc import Iterable, Iterator
     from contextlib import closing
     from dataclasses import replace
@@ -23,6 +24,8 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.finetune.run_folder import OpenRun, RunFolder
     from reflux.graphs.ask_options import options_of
     from reflux.graphs.traces.review import WHYS, Item, Why, find_item, page, queue, state_of
+    from reflux.graphs.traces.reviewers.agreement import review_report
+    from reflux.graphs.traces.reviewers.opinions import Reviewer, check_name, require
     from reflux.graphs.traces.revisions import NEWEST, first_of
     from reflux.graphs.traces.store import TraceStore
     from reflux.graphs.traces.tree import load_tree
@@ -51,7 +54,9 @@ PROMPTS = {"e": "the right answer", "c": "comment"}
 def review(
     item: Annotated[
         str | None,
-        typer.Argument(help="`list`, or the id of an item: TRAJECTORY/PATH.", metavar="ITEM"),
+        typer.Argument(
+            help="`list`, `report`, or the id of an item: TRAJECTORY/PATH.", metavar="ITEM"
+        ),
     ] = None,
     run: RunDir = DEFAULT_RUN,
     approved: Annotated[bool, typer.Option("--approve", help="Mark the answer as right.")] = False,
@@ -74,20 +79,36 @@ def review(
     limit: Annotated[
         int, typer.Option(help="Maximum items in the list.", min=1, max=MAX_LIMIT)
     ] = 20,
+    reviewer: Annotated[
+        str,
+        typer.Option(help="Your name, where several review.", envvar="REFLUX_REVIEWER"),
+    ] = "",
+    reviewers: Annotated[
+        int | None,
+        typer.Option(help="From now on, each item of this run needs so many reviewers.", min=1),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Judge what waits for a human, is disputed, or is in the random audit.
 
-    Without an item, the queue is shown one item at a time, and keys judge it.
+    Without an item, the queue is shown one item at a time, and keys judge it. `report` tells how
+    far several reviewers agree, and what reviewing costs in decisions and minutes.
     """
     folder = open_existing(run)
     whys: tuple[Why, ...] = (why,) if why else WHYS
+    check_name(reviewer)
     with closing(folder.store()) as store:
+        if reviewers is not None:
+            run_async(require(store, reviewers))
+        if item == "report":
+            report = review_report(store)
+            print_result(report, report_view(report), as_json)
+            return
         if item is None and not as_json:
-            _one_by_one(folder, store, _all(store, whys))
+            _one_by_one(folder, store, _all(store, whys, reviewer), reviewer)
             return
         if item is None or item == "list":
-            items = queue(store, limit, whys)
+            items = queue(store, limit, whys, reviewer)
             rows = [each.to_json() for each in items]
             columns = ("id", "why", "reason", "question", "answer")
             table = table_of(
@@ -102,19 +123,26 @@ def review(
         keys = [key for key, is_chosen in chosen.items() if is_chosen]
         chosen_item = find_item(store, item)
         if not (keys or comment or as_json):
-            _one_by_one(folder, store, [chosen_item])
+            _one_by_one(folder, store, [chosen_item], reviewer)
             return
         if len(keys) > 1 or not (keys or comment):
             raise UsageError("choose one of --approve, --reject, --edit, --again, or --comment")
         key = keys[0] if keys else "c"
-        acted = run_async(_act(folder, store, chosen_item, key, answer or "", comment))
+        by = Reviewer(reviewer)
+        acted = run_async(_act(folder, store, chosen_item, key, answer or "", comment, by))
         body = {"item": chosen_item.id, "did": acted.did}
         body |= {"trajectory": acted.trajectory, "outcome": acted.outcome}
         print_result(body, _line(acted, chosen_item), as_json)
 
 
 async def _act(
-    folder: RunFolder, store: TraceStore, item: Item, key: str, answer: str, comment: str
+    folder: RunFolder,
+    store: TraceStore,
+    item: Item,
+    key: str,
+    answer: str,
+    comment: str,
+    reviewer: Reviewer,
 ) -> Acted:
     def opened(model: str) -> OpenRun:
         options, config = options_of(store, item.trajectory), folder.rounds_config()
@@ -124,7 +152,7 @@ async def _act(
             return open_run(folder, model)[0]
 
     reply = partial(reply_to, opened, store)
-    acted = await judge_item(store, item, ACTIONS[key], opened, reply, answer, comment)
+    acted = await judge_item(store, item, ACTIONS[key], opened, reply, answer, comment, reviewer)
     if acted.recomputes:
         async with opened(model_of(store, acted.trajectory)) as run:
             acted = replace(acted, outcome=await recompute(run, acted.trajectory))
@@ -140,11 +168,11 @@ def _line(acted: Acted, item: Item) -> str:
     return line
 
 
-def _one_by_one(folder: RunFolder, store: TraceStore, items: Iterable[Item]) -> None:
+def _one_by_one(folder: RunFolder, store: TraceStore, items: Iterable[Item], reviewer: str) -> None:
     """Show one item at a time and act on the user's key, to the end of the queue."""
     judged = 0
     for item in items:
-        key = _review_item(folder, store, item)
+        key = _review_item(folder, store, item, reviewer)
         if key == "q":
             ERR.print(f"{judged} judged")
             return
@@ -153,10 +181,10 @@ def _one_by_one(folder: RunFolder, store: TraceStore, items: Iterable[Item]) -> 
     _print_resume_hints(folder, store)
 
 
-def _review_item(folder: RunFolder, store: TraceStore, item: Item) -> str:
+def _review_item(folder: RunFolder, store: TraceStore, item: Item, reviewer: str) -> str:
     """Ask for keys until the item is judged, skipped or left; the last key."""
     OUT.print(item_view(store, item))
-    state = state_of(store, item)
+    state, shown = state_of(store, item), time.monotonic()
     while (key := read_key(KEYS)) not in ("q", "s"):
         if key not in ACTIONS:
             continue
@@ -170,7 +198,8 @@ def _review_item(folder: RunFolder, store: TraceStore, item: Item) -> str:
                 ERR.print("another user changed this item; it is now:")
                 OUT.print(item_view(store, item))
                 continue
-            acted = run_async(_act(folder, store, item, key, answer, comment))
+            by = Reviewer(reviewer, time.monotonic() - shown)
+            acted = run_async(_act(folder, store, item, key, answer, comment, by))
         except RefluxError as error:
             say(str(error), ERR)
             continue
@@ -188,15 +217,42 @@ def _print_resume_hints(folder: RunFolder, store: TraceStore) -> None:
             say(hint)
 
 
-def _all(store: TraceStore, whys: tuple[Why, ...]) -> Iterator[Item]:
+def _all(store: TraceStore, whys: tuple[Why, ...], reviewer: str) -> Iterator[Item]:
     """Each item once, read one at a time: other users may judge the next ones meanwhile."""
     seen: set[str] = set()
     for why in whys:
-        items, start = page(store, why, 1, None)
+        items, start = page(store, why, 1, None, reviewer)
         while items or start is not None:
             yield from (item for item in items if item.id not in seen)
             seen.update(item.id for item in items)
-            items, start = page(store, why, 1, start) if start is not None else ([], None)
+            items, start = page(store, why, 1, start, reviewer) if start is not None else ([], None)
+
+
+def report_view(report: dict[str, Any]) -> RenderableType:
+    """What `report` tells, as tables."""
+    parts: list[RenderableType] = [
+        f"{report['items']} items judged by several: {report['disagreed']} disagreed, "
+        f"{report['open']} are open; Fleiss' kappa {_two(report['fleiss_kappa'])}"
+    ]
+    pairs = report["pairs"]
+    if pairs:
+        rows = (
+            (" and ".join(p["reviewers"]), p["n"], f"{p['same']:.0%}", _two(p["cohen_kappa"]))
+            for p in pairs
+        )
+        parts.append(table_of(("reviewers", "items", "the same", "Cohen's kappa"), rows))
+    if report["burden"]:
+        columns = ("round", "reviewer", "decisions", "minutes", "timed")
+        rows = (
+            ["–" if row[name] is None else row[name] for name in columns]
+            for row in report["burden"]
+        )
+        parts.append(table_of(columns, rows))
+    return Group(*parts)
+
+
+def _two(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
 
 
 def item_view(store: TraceStore, item: Item) -> RenderableType:

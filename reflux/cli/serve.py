@@ -119,7 +119,9 @@ def listening_socket(host: str, port: int) -> socket.socket:
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listening = socket.socket(family)
+        # asyncio turns Nagle's algorithm off for sockets that are told to be of TCP. Otherwise the
+        # first words of a stream wait for the acknowledgement of its headers, 40 ms on Linux.
+        listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
         listening.listen(BACKLOG)  # Before the address is printed.

@@ -18,6 +18,7 @@ from reflux.graphs.evals.task import writing_of
 from reflux.graphs.traces.database import read_apart
 from reflux.graphs.traces.events import answered
 from reflux.graphs.traces.review import Item, Why, find_item, marked_when_stopped, page
+from reflux.graphs.traces.reviewers.opinions import Reviewer, required
 from reflux.graphs.traces.scoring import check_feedback
 from reflux.graphs.traces.trajectories import Feedback
 from reflux.graphs.traces.trajectory_writer import TrajectoryWriter
@@ -38,6 +39,10 @@ class Judgement(ApiModel):
     answer: str = Field(default="", max_length=100_000)
     """The new answer of an edit."""
     comment: str = Field(default="", max_length=10_000)
+    reviewer: str = Field(default="", pattern=r"^[\w.@+-]{0,60}$")
+    """Who judges, where an item needs several reviewers."""
+    seconds: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """How long it took since the item was shown."""
 
 
 class FeedbackBody(ApiModel):
@@ -60,16 +65,19 @@ async def list_reviews(
     why: Why,
     before: Annotated[int | None, Query(ge=1, lt=2**53)] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    reviewer: Annotated[str, Query(max_length=60)] = "",
 ) -> dict[str, Any]:
     """List review items of one kind, newest first; if `next` is set, pass it as `before` for more.
 
     `writing` describes the notation of the run's task where it differs from usual notation.
+    `reviewers` is how many an item needs; what this `reviewer` has judged is left out.
     """
     path = state.run.store.path
-    items, following = await read_apart(path, lambda rows: page(rows, why, limit, before))
+    items, following = await read_apart(path, lambda rows: page(rows, why, limit, before, reviewer))
     task = state.models.task
     writing = writing_of(task) if task else ""
-    return {"items": [item.to_json() for item in items], "next": following, "writing": writing}
+    body = {"items": [item.to_json() for item in items], "next": following, "writing": writing}
+    return body | {"reviewers": required(state.run.store)}
 
 
 @router.post("/trajectories/{trajectory}/judgements")
@@ -91,8 +99,9 @@ async def judge_node(trajectory: str, body: Judgement, state: State) -> dict[str
         await state.waiting.reply(item.trajectory, ids[0], words)
 
     acted = await judge_item(
-        store, item, body.action, lambda _: nullcontext(state.run), reply, body.answer, body.comment
-    )
+        store, item, body.action, lambda _: nullcontext(state.run), reply, body.answer,
+        body.comment, Reviewer(body.reviewer, body.seconds),
+    )  # fmt: skip
     revision = acted.trajectory
     # Two equal judgements at once share one recomputation.
     if acted.recomputes and not state.logs.is_open(revision):

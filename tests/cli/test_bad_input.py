@@ -27,8 +27,10 @@ from reflux.agents.clients.llama_cpp import DEFAULT_SHA256, default_gguf
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.cli.runs.rounds import clear, shipped_config
 from reflux.finetune import bases, rounds
+from reflux.finetune.configs.canaries import CanaryConfig
 from reflux.finetune.configs.run import RoundsConfig, RoundSpec
-from reflux.finetune.registry import ADAPTER, ADAPTER_GGUF, CARD, PICKLE, Registry
+from reflux.finetune.export.adapter_files import ADAPTER, PICKLE
+from reflux.finetune.registry import ADAPTER_GGUF, CARD, Registry
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.tasks.addition import Addition
 from tests.support.commanding import Ended, begin
@@ -73,7 +75,7 @@ def calls(folder: Path) -> list[tuple[Any, ...]]:
 def write_student(registry: Registry, gguf_sha256: str) -> None:
     with registry.staging("student-r0") as (folder, card):
         for name in (ADAPTER, ADAPTER_GGUF, "adapter_config.json"):
-            (folder / name).write_text(f"{name} of a student")
+            (folder / name).write_text(json.dumps(dict(of=f"{name} of a student")))
         card.update(
             parent=None,
             round=0,
@@ -87,7 +89,9 @@ def write_student(registry: Registry, gguf_sha256: str) -> None:
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one round that stopped before its report was written; X was a script."""
     folder = RunFolder(tmp_path_factory.mktemp("runs") / "r")
-    config = RoundsConfig(rounds=(RoundSpec(level=1),), anchor=2, canaries=2)
+    config = RoundsConfig(
+        rounds=(RoundSpec(level=1),), anchor=2, canaries=CanaryConfig(prompts=2, probes=2)
+    )
     folder.save_config(config.model_dump(mode="json"))
     write_student(folder.registry, DEFAULT_SHA256)
 

@@ -38,7 +38,7 @@ anchor: 6
 canaries: 4
 max_concurrency: 4
 engine: llama.cpp
-gates: {imitation: 0.0, retention: 0.0, regression: 1.0, canary: 0.0}
+gates: {imitation: 0.0, retention: 0.0, regression: 1.0, behavior: 1.0}
 sft: {max_steps: 3, per_device_train_batch_size: 2}
 lora: {r: 2}
 """

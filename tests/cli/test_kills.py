@@ -34,7 +34,7 @@ votes: {max_votes: 1}
 anchor: 3
 anchor_tokens: 4
 canaries: 2
-gates: {imitation: 0.0, retention: 0.0, regression: 1.0, canary: 0.0, parity: 0.0}
+gates: {imitation: 0.0, retention: 0.0, regression: 1.0, behavior: 1.0, parity: 0.0}
 sft: {max_steps: 2, per_device_train_batch_size: 1}
 """
 STAGES = (

@@ -153,14 +153,26 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
 
 
 def test_gates_stop_a_student_that_forgot_or_drifted() -> None:
-    config = GateConfig()
-    good = judge(config, amplified=0.99, student=0.95, before=(0.98, 0.97), canary=0.6)
+    config = GateConfig(divergence=2.0)
+    good = judge(config, amplified=0.99, student=0.95, before=(0.98, 0.97), lost={"base": 0.2})
     assert all(gate.passed for gate in good)
     for worse in (
         {"student": 0.5},
         {"before": (0.98, 0.7)},
-        {"canary": 0.05},
+        {"lost": {"base": 0.6}},
+        {"lost": {"base": 0.2, "control": 0.2}},
+        {"divergence": 3.0},
     ):
-        measured = {"amplified": 0.99, "student": 0.95, "before": (0.98, 0.97), "canary": 0.6}
+        measured = {"amplified": 0.99, "student": 0.95, "before": (0.98, 0.97)}
         assert not all(gate.passed for gate in judge(config, **(measured | worse)))
     assert not all(gate.passed for gate in judge(config, imitation=0.9))
+
+
+def test_the_gate_of_an_older_version_is_left_out_of_its_runs_alone(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "r")
+    old = {"rounds": [{}], "canaries": 7, "gates": {"canary": 0.2, "retention": 0.5}}
+    folder.save_config(old)
+    config = folder.config()
+    assert (config.gates.retention, config.canaries.prompts, config.canaries.probes) == (0.5, 7, 7)
+    with pytest.raises(UsageError, match=r"gates\.canary: unknown key"):
+        config_from(old, "x.yaml")

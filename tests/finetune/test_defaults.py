@@ -19,6 +19,7 @@ from reflux.agents.overseers.scripted import Reviewed
 from reflux.agents.tools.python_sandbox import SandboxLimits
 from reflux.agents.types import Sampling
 from reflux.agents.verifiers import BackwardVerifier, CriticVerifier, Judge, RedFlags
+from reflux.finetune.configs.canaries import CanaryConfig
 from reflux.finetune.configs.engine import EngineSpec
 from reflux.finetune.configs.limits import GateConfig, RetentionConfig
 from reflux.finetune.configs.run import BatchedConfig, RoundsConfig, RoundSpec, SpendLimitConfig
@@ -37,7 +38,7 @@ DEFAULTS: dict[type, dict[str, Any]] = {
         "task": "addition", "questions": "", "question_key": "", "answer_key": "", "template": "",
         "score": "", "check": (), "tools": (), "max_tokens": None, "seed": 0, "anchor": None,
         "anchor_tokens": 32,
-        "questions_per_level": 100, "canaries": 20, "agent": None, "keep_agent": False,
+        "questions_per_level": 100, "agent": None, "keep_agent": False,
         "max_concurrency": 64, "sft": {}, "lora": {}, "evaluation": 0.0, "early_stopping": None,
         "launch": None, "preferences": None, "roles": (),
     },
@@ -46,10 +47,11 @@ DEFAULTS: dict[type, dict[str, Any]] = {
         "sft": {},
     },
     GateConfig: {
-        "imitation": 0.95, "retention": 0.9, "agreement": 0, "regression": 0.05, "canary": 0.2,
-        "forgetting": 0.1, "parity": 0.8,
+        "imitation": 0.95, "retention": 0.9, "agreement": 0, "regression": 0.05, "forgetting": 0.1,
+        "parity": 0.8, "behavior": 0.35, "bias": 0.1, "divergence": None,
     },
     RetentionConfig: {"questions": 20},
+    CanaryConfig: {"prompts": 20, "probes": 40, "depths": (), "control": False},
     SpendLimitConfig: {
         "seconds": None, "money": None, "calls": None, "tokens": None, "prices": {},
     },

@@ -15,7 +15,7 @@ from reflux.graphs.evals.metrics import wilson
 from reflux.graphs.evals.scores import Score
 from reflux.tasks import task_named
 
-CONFIG = GateConfig(imitation=0.8, retention=0.75, regression=0.25, canary=0.5)
+CONFIG = GateConfig(imitation=0.8, retention=0.75, regression=0.25)
 
 
 def test_nothing_measured_is_nothing_judged() -> None:
@@ -23,8 +23,8 @@ def test_nothing_measured_is_nothing_judged() -> None:
 
 
 def test_a_gate_passes_at_its_limit_and_fails_below_it() -> None:
-    assert Gate("canary", 0.5, 0.5).passed
-    assert not Gate("canary", 0.4999, 0.5).passed
+    assert Gate("parity", 0.5, 0.5).passed
+    assert not Gate("parity", 0.4999, 0.5).passed
 
 
 def test_the_student_of_round_0_imitates_the_overseer() -> None:
@@ -54,20 +54,29 @@ def test_the_level_of_the_round_before_may_lose_up_to_the_limit() -> None:
     assert (gate.value, gate.passed) == (0.75, True)
 
 
-def test_the_students_replies_to_the_canaries_overlap_with_the_bases() -> None:
-    assert judge(CONFIG, canary=0.5) == [Gate("canary", 0.5, 0.5)]
+def test_a_behavior_may_be_lost_up_to_the_limit_for_certain() -> None:
+    config = CONFIG.model_copy(update={"behavior": 0.5, "bias": 0.1, "divergence": 2.0})
+    assert judge(config, lost={"base": 0.25}) == [Gate("behavior", -0.25, -0.5)]
+    assert judge(config, lost={"base": -1.0}) == [Gate("behavior", 0.0, -0.5)]
+    both = judge(config, lost={"base": 0.75, "control": 0.25}, divergence=2.5)
+    assert [(gate.name, gate.passed) for gate in both] == [
+        ("behavior", False),
+        ("bias", False),
+        ("divergence", False),
+    ]
+    assert judge(CONFIG, divergence=9.0) == []
 
 
 def test_gates_come_in_one_order() -> None:
-    gates = judge(CONFIG, imitation=1, amplified=1, student=1, before=(1, 1), canary=1, parity=1)
-    names = ["imitation", "retention", "no_regression", "canary", "parity"]
+    gates = judge(CONFIG, imitation=1, amplified=1, student=1, before=(1, 1), parity=1)
+    names = ["imitation", "retention", "no_regression", "parity"]
     assert [gate.name for gate in gates] == names
     assert failed_gates([gate.to_json() for gate in gates]) == []
 
 
 def test_the_record_of_a_gate_holds_its_verdict() -> None:
-    passed, failed = Gate("canary", 0.5, 0.5).to_json(), Gate("imitation", 0.5, 0.8).to_json()
-    assert passed == {"name": "canary", "value": 0.5, "limit": 0.5, "passed": True}
+    passed, failed = Gate("parity", 0.5, 0.5).to_json(), Gate("imitation", 0.5, 0.8).to_json()
+    assert passed == {"name": "parity", "value": 0.5, "limit": 0.5, "passed": True}
     assert failed == {"name": "imitation", "value": 0.5, "limit": 0.8, "passed": False}
     assert failed_gates([passed, failed]) == [failed]
 

@@ -15,6 +15,7 @@ from reflux.agents.overseers.demonstration_file import demonstration_of
 from reflux.agents.overseers.step_forms import BRIEF
 from reflux.agents.types import ChatRequest
 from reflux.ask_context import context_of
+from reflux.finetune.configs.canaries import CanaryConfig
 from reflux.finetune.configs.run import RoundsConfig, RoundSpec, config_from
 from reflux.finetune.configs.task import OverseerConfig
 from reflux.finetune.data.overseer_rows import overseer_rows
@@ -199,7 +200,7 @@ CONFIG = RoundsConfig.model_validate(
         "rounds": [{"questions": 5, "held_out": 6}] * 2,
         "overseer": {"learn": 6},
         "anchor": 2,
-        "canaries": 0,
+        "canaries": CanaryConfig(prompts=0, probes=0),
         "gates": GateConfig(parity=0.0, retention=0.0),
         "sft": {"max_steps": 2, "per_device_train_batch_size": 2},
     }

@@ -35,7 +35,7 @@ CONFIG = {
     "anchor": 10,
     "canaries": 4,
     "questions_per_level": 10,
-    "gates": {"imitation": 0, "retention": 0, "regression": 1, "canary": 0},
+    "gates": {"imitation": 0, "retention": 0, "regression": 1, "behavior": 1},
     "sft": {"max_steps": 30},
 }
 

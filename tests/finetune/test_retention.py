@@ -223,4 +223,5 @@ def test_perplexity_is_that_of_each_reply_alone(tiny_base: Path, tmp_path: Path)
         assert found[key] == pytest.approx(math.exp(total / n), rel=2e-2)
         assert found["tokens"] == n
     assert found["base"] != found["student"]
+    assert 0 < found["divergence"] < 1
     assert perplexities(base, tmp_path, []) is None

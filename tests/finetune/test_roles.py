@@ -15,6 +15,7 @@ from reflux.agents.errors import UsageError
 from reflux.agents.types import ChatRequest
 from reflux.agents.verifiers import RuleChecker
 from reflux.cli.runs.distill import distill, role_rows_for
+from reflux.finetune.configs.canaries import CanaryConfig
 from reflux.finetune.configs.run import RoundsConfig
 from reflux.finetune.data.rows import Row
 from reflux.finetune.gates import GateConfig
@@ -175,7 +176,7 @@ CONFIG = RoundsConfig.model_validate(
         "rounds": [{"questions": 6, "held_out": 4}] * 2,
         "roles": ["aggregator", "verifier"],
         "anchor": 2,
-        "canaries": 0,
+        "canaries": CanaryConfig(prompts=0, probes=0),
         "votes": {"margin": 2, "max_votes": 3, "min_logprob": None},
         "gates": GateConfig(parity=0.0, retention=0.0),
         "sft": {"max_steps": 2, "per_device_train_batch_size": 2},

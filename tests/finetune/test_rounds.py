@@ -15,6 +15,7 @@ import pytest
 
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.types import ChatRequest
+from reflux.finetune.configs.canaries import CanaryConfig
 from reflux.finetune.configs.run import RoundsConfig, RoundSpec, read_config
 from reflux.finetune.gates import GateConfig
 from reflux.finetune.rounds import run_rounds
@@ -35,7 +36,7 @@ CONFIG = RoundsConfig(
         RoundSpec(level=3, questions=20, held_out=10, primitive_repeats=1),
     ),
     anchor=3,
-    canaries=2,
+    canaries=CanaryConfig(prompts=2, probes=2),
     gates=GateConfig(parity=0.0),  # Of so few answers.
     sft={"max_steps": 2, "per_device_train_batch_size": 4},
 )
@@ -155,7 +156,7 @@ async def test_a_failed_gate_ends_the_run_and_can_be_overruled(small: None, tmp_
 
     rounds = tuple(spec.model_copy(update={"held_out": 4}) for spec in CONFIG.rounds)
     config = CONFIG.model_copy(
-        update={"rounds": rounds, "gates": GateConfig(canary=0.0), "canaries": 0}
+        update={"rounds": rounds, "canaries": CanaryConfig(prompts=0, probes=0)}
     )
     client = ScriptedClient(forgetful)
     reports = await climb(tmp_path / "r", client, config, task=FewSums())

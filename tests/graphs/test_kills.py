@@ -25,6 +25,7 @@ from zlib import crc32
 import pytest
 
 from reflux.agents.types import ChatRequest, Completion
+from reflux.finetune.configs.canaries import CanaryConfig
 from reflux.finetune.configs.run import RoundsConfig, RoundSpec
 from reflux.finetune.data.rows import Row, accepted
 from reflux.finetune.gates import GateConfig
@@ -40,9 +41,9 @@ CONFIG = RoundsConfig(
         RoundSpec(level=2, questions=60, held_out=30, primitive_repeats=1),
     ),
     anchor=10,
-    canaries=5,
+    canaries=CanaryConfig(prompts=5, probes=3),
     max_concurrency=8,
-    gates=GateConfig(imitation=0, retention=0, regression=1, canary=0),
+    gates=GateConfig(imitation=0, retention=0, regression=1, behavior=1),
     sft={"max_steps": 3, "per_device_train_batch_size": 2},
     lora={"r": 2},
 )

@@ -1,5 +1,6 @@
 """`reflux serve`: what it says, what it reads, how it ends."""
 
+import asyncio
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from reflux.cli.serve import listening_socket
 from tests.support.commanding import begin
 from tests.support.serving import scripted, served_url, soon
 
@@ -105,6 +107,22 @@ def test_a_port_that_is_taken_is_named_with_the_remedy(tmp_path: Path) -> None:
         ended = begin(["serve", "--port", port, "--run", str(tmp_path)]).wait()
     assert ended.code == 2
     assert f"127.0.0.1:{port} cannot be served" in ended.stderr and "--port" in ended.stderr
+
+
+async def test_the_first_words_of_a_stream_do_not_wait_for_an_acknowledgement() -> None:
+    """Nagle's algorithm, with the client's delayed acknowledgements, holds them for 40 ms."""
+    undelayed: asyncio.Queue[int] = asyncio.Queue()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted = writer.get_extra_info("socket")
+        undelayed.put_nowait(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    with listening_socket("127.0.0.1", 0) as listening:
+        async with await asyncio.start_server(accept, sock=listening):
+            _, writer = await asyncio.open_connection(*listening.getsockname())
+            assert await undelayed.get()
+            writer.close()
 
 
 def test_a_server_that_is_killed_under_load_loses_no_answer_that_it_gave(tmp_path: Path) -> None:

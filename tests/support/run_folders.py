@@ -1,5 +1,6 @@
 """Run folders as rounds leave them, without the hours that they take."""
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ def make_run(path: Path, students: Sequence[str] = ("student-r0", "student-r1"))
     for number, id in enumerate(students):
         with folder.registry.staging(id) as (made, card):
             for name in ("adapter_config.json", "adapter_model.safetensors", "adapter.gguf"):
-                (made / name).write_text(f"{id} {name}")
+                (made / name).write_text(json.dumps({"of": f"{id} {name}"}))
             card.update(
                 parent=parent,
                 round=number,

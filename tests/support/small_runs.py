@@ -5,6 +5,7 @@ from typing import Any
 
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.ask_context import open_tools
+from reflux.finetune.configs.canaries import CanaryConfig
 from reflux.finetune.configs.run import BaseConfig, RoundsConfig
 from reflux.finetune.data.questions import check_questions
 from reflux.finetune.gates import GateConfig
@@ -30,7 +31,7 @@ async def run_small(
     small = {
         "base": BaseConfig(model=str(base)),
         "anchor": 2,
-        "canaries": 0,
+        "canaries": CanaryConfig(prompts=0, probes=0),
         "gates": GateConfig(),
         "sft": {"max_steps": 2, "per_device_train_batch_size": 2},
     }

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from reflux.agents.types import ChatRequest
+from reflux.finetune.configs.canaries import CanaryConfig
 from reflux.finetune.configs.run import RoundsConfig, RoundSpec
 from reflux.graphs.evals.task import is_held_out
 from reflux.tasks.addition import Addition, read
@@ -77,7 +78,7 @@ CONFIG = RoundsConfig(
         RoundSpec(level=4, questions=40, held_out=12),
     ),
     anchor=5,
-    canaries=3,
+    canaries=CanaryConfig(prompts=3, probes=1),
 )
 
 

@@ -1,6 +1,7 @@
 """Editing a node and judging the queue, on the page and by its API."""
 
 import asyncio
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
@@ -11,6 +12,8 @@ import httpx2
 from reflux.agents.overseers.protocol import Overseer
 from reflux.cli.runs.distill_rows import rows_for
 from reflux.finetune.run_folder import RunFolder
+from reflux.graphs.traces.reviewers.agreement import review_report
+from reflux.graphs.traces.reviewers.opinions import require
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree
 from tests.support.browsing import browsing, needs_browser
@@ -124,6 +127,12 @@ def test_what_is_answered_by_a_model_alone_can_be_edited_at_its_root_only(
         assert [row["id"] for row in listed] == [f"{trajectory}~1", trajectory]
 
 
+def apart(work: Coroutine[Any, Any, None]) -> None:
+    """Do work of an event loop elsewhere: the browser's runs in this thread."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, work).result()
+
+
 def disputed(url: str, folder: Path) -> str:
     """A trajectory whose copies did not agree, put on record as an evaluation would."""
     trajectory = asked(url, "alpha and beta")
@@ -135,8 +144,7 @@ def disputed(url: str, folder: Path) -> str:
         await store.add_judgement(trajectory, "/0.0.1", "direct", True, detail, key="0.1")
         store.close()
 
-    with ThreadPoolExecutor(1) as apart:  # The browser's event loop runs in this thread.
-        apart.submit(asyncio.run, say()).result()
+    apart(say())
     return trajectory
 
 
@@ -155,6 +163,31 @@ def test_an_item_of_the_queue_is_approved_and_leaves_it(tmp_path: Path, script: 
         assert left["items"] == []
         node = tree_of(url, trajectory)["children"][1]
         assert node["verdict"] == "approved" and node["comments"] == ["seen it"]
+
+
+def test_where_two_review_the_page_asks_for_a_name_and_the_item_stays_for_the_other(
+    tmp_path: Path, script: Scripted
+) -> None:
+    with serving(tmp_path, script) as url:
+        trajectory = disputed(url, tmp_path)
+        store = TraceStore(tmp_path / "traces.db")
+        apart(require(store, 2))
+        with browsing() as seen:
+            page = seen.page
+            page.goto(f"{url}/#review")
+            for name in ("ana", "ben"):
+                page.get_by_label("Your name").fill(name)
+                page.get_by_role("button", name="Review as").click()
+                item = page.locator(".item").filter(has_text="beta")
+                item.get_by_role("button", name="Approve").click()
+                item.wait_for(state="detached")
+            assert seen.errors == []
+        assert tree_of(url, trajectory)["children"][1]["verdict"] == "approved"
+        rows = review_report(store)["burden"]
+        assert [(row["reviewer"], row["decisions"], row["timed"]) for row in rows] == [
+            ("human:ana", 1, 1), ("human:ben", 1, 1)
+        ]  # fmt: skip
+        store.close()
 
 
 def test_approve_is_not_the_main_button_of_a_refused_answer(

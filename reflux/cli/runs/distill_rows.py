@@ -265,7 +265,9 @@ def report_of(prepared: Prepared, base: BaseConfig) -> DataReport:
 
     found = find_base(base)
     tokenizer = load_tokenizer(found.folder, base)
-    config: Any = AutoConfig.from_pretrained(found.folder, local_files_only=True)
+    config: Any = AutoConfig.from_pretrained(
+        found.folder, local_files_only=True, trust_remote_code=False
+    )
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     return data_report(
         prepared.labelled(), len(prepared.rows), tokenizer, found.name, context, prepared.counts

@@ -4,11 +4,12 @@ import { json, treeEvents } from "./api.js";
 import { attempt, el, toast } from "./dom.js";
 
 // Buttons and editor of a node. Calls `changed(id, did, grows)` with the tree to show. If it `grows`,
-// the returned listener receives its events, and `changed` is called again at the end.
-export function actions(trajectory, node, changed, escalated = null) {
+// the returned listener receives its events, and `changed` is called again at the end. `spent` returns
+// the seconds since the node was shown.
+export function actions(trajectory, node, changed, escalated = null, spent = () => null) {
   const comment = el("input", { "aria-label": "Comment", placeholder: "Comment (optional)", maxlength: 10000 });
   const act = (action, answer = "") => attempt(async () => {
-    await judge(trajectory, node.path, { action, answer, comment: comment.value }, changed);
+    await judge(trajectory, node.path, { action, answer, comment: comment.value, seconds: spent() }, changed);
     comment.value = "";
   });
   const input = el("textarea", { rows: 3, "aria-label": "Right answer", value: node.answer ?? "" });
@@ -29,8 +30,14 @@ export function actions(trajectory, node, changed, escalated = null) {
     comment, editor);
 }
 
+// The name under which this browser reviews, where an item needs several reviewers; a value sets it.
+export function reviewer(name = null) {
+  if (name !== null) localStorage.setItem("reflux-reviewer", name);
+  return localStorage.getItem("reflux-reviewer") || "";
+}
+
 export async function judge(trajectory, path, judgement, changed) {
-  const result = await json(`/api/trajectories/${encodeURIComponent(trajectory)}/judgements`, { body: { path, ...judgement } });
+  const result = await json(`/api/trajectories/${encodeURIComponent(trajectory)}/judgements`, { body: { path, reviewer: reviewer(), ...judgement } });
   toast(result.recomputing ? `${result.did}; recomputing the answers that depend on it` : result.did);
   const listener = await changed(result.trajectory, result.did, result.recomputing);
   if (!result.recomputing) return;

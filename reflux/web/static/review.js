@@ -2,7 +2,7 @@
 
 import { json } from "./api.js";
 import { attempt, el, empty, show } from "./dom.js";
-import { actions } from "./node_actions.js";
+import { actions, reviewer } from "./node_actions.js";
 import { openNode } from "./node.js";
 import { statusBadge } from "./status.js";
 import { TreeModel } from "./tree_model.js";
@@ -13,12 +13,17 @@ const KINDS = [["escalated", "Waiting for a human"], ["disputed", "Disputed"], [
 export async function open(container) {
   const chips = el("div", { class: "chips", role: "group", "aria-label": "Kind" });
   const list = el("div", { class: "items" });
-  show(container, el("div", { class: "scroll" }, el("div", { class: "column" }, chips, list)));
+  const name = el("input", { "aria-label": "Your name", placeholder: "Your name", maxlength: 60, value: reviewer() });
+  const naming = el("form", { class: "row", hidden: true, onsubmit: (event) => { event.preventDefault(); reviewer(name.value.trim()); open(container); } },
+    el("span", { class: "dim small" }), name, el("button", {}, "Review as"));
+  show(container, el("div", { class: "scroll" }, el("div", { class: "column" }, naming, chips, list)));
   const buttons = KINDS.map(([why, label]) => el("button", { type: "button", "aria-pressed": false, "data-why": why, onclick: () => attempt(() => choose(why)) }, label));
   const choose = async (why) => {
     buttons.forEach((each) => each.setAttribute("aria-pressed", each.dataset.why === why));
     show(list);
-    await more(list, why, null);
+    const { reviewers } = await more(list, why, null);
+    naming.hidden = reviewers < 2;
+    naming.firstChild.textContent = `${reviewers} reviewers judge each item.`;
     if (!list.firstChild) show(list, empty("Nothing to review", "Items leave the queue when they are approved, edited or rejected."));
   };
   chips.append(...buttons);
@@ -31,10 +36,10 @@ export async function open(container) {
 }
 
 async function more(list, why, before) {
-  let next = before;
+  let next = before, page;
   do {
-    const query = new URLSearchParams({ why, ...(next ? { before: next } : {}) });
-    const page = await json(`/api/review?${query}`);
+    const query = new URLSearchParams({ why, ...(next ? { before: next } : {}), ...(reviewer() ? { reviewer: reviewer() } : {}) });
+    page = await json(`/api/review?${query}`);
     list.querySelector(".more")?.remove();
     if (page.writing && page.items.length && !list.firstChild) list.append(el("p", { class: "dim small" }, `In this run ${page.writing}.`));
     list.append(...page.items.map(card));
@@ -42,11 +47,13 @@ async function more(list, why, before) {
     if (page.items.length) break;
   } while (next !== null);
   if (next !== null) list.append(el("button", { type: "button", class: "quiet more", onclick: () => attempt(() => more(list, why, next)) }, "More"));
+  return page;
 }
 
 function card(item) {
   const node = { path: item.path, answer: item.answer, status: item.status };
   const tree = el("div", { class: "inner" });
+  const shown = performance.now();
   const article = el("article", { class: "card item", "data-id": item.id, "aria-label": item.question });
   const judged = (id, did) => {
     if (did === "commented" || !article.isConnected) return;
@@ -68,7 +75,7 @@ function card(item) {
     (item.form?.transcript || []).map((exchange) => el("p", { class: "text dim" }, `${exchange.question} → ${exchange.answer}`)),
     item.answer !== null ? el("p", { class: "text" }, item.answer) : "",
     proposal ? el("p", { class: "text" }, `proposed: ${proposed(proposal)}`) : "",
-    actions(item.trajectory, node, judged, item.form),
+    actions(item.trajectory, node, judged, item.form, () => (performance.now() - shown) / 1000),
     el("details", { class: "starter tree-of", ontoggle: (event) => { if (event.currentTarget.open && !tree.firstChild) attempt(openTree); } },
       el("summary", {}, "Tree"), tree));
 }
