@@ -34,8 +34,9 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.graphs.evals.task import writing_of
     from reflux.graphs.recompute import revised_context
     from reflux.graphs.traces.review import waiting_in_run
+    from reflux.graphs.traces.search import find_question
     from reflux.graphs.traces.store import TraceStore
-    from reflux.graphs.traces.tree import Node, find_question, load_tree
+    from reflux.graphs.traces.tree import Node, load_tree
     from reflux.models import as_asked, asked_at, endpoint, open_rounds, open_run
     from reflux.overseers import (
         DEFAULT_OVERSEER,

@@ -106,6 +106,7 @@ def serve(
         else:
             ERR.print(f"{run}: page {url}, API {url}/v1; press Ctrl-C to stop")
         options = server_config(app, timeout_graceful_shutdown=STOP_SECONDS, date_header=not record)
+        cli.SERVES = True
         uvicorn.Server(options).run(sockets=[listening])
         # It returns where the process was started with SIGINT ignored, as a shell's `&` does.
         raise KeyboardInterrupt
