@@ -1,4 +1,4 @@
-"""No source of ours loads what may run code of a file: remote code of models, pickles, YAML tags."""
+"""No source of ours loads what may run code of a file: a model's own code, pickles, YAML tags."""
 
 import ast
 from collections.abc import Iterator
