@@ -53,6 +53,7 @@ from reflux.graphs.attacks.agentdojo import (
     dojo_cases,
     dojo_context,
     dojo_tools,
+    knowing_overseer,
 )
 from reflux.graphs.attacks.cases import Case, Surface, goals_of, shipped_cases
 from reflux.graphs.attacks.found import Cost, figures, training_rows
@@ -81,8 +82,8 @@ class Config:
     parts: Sequence[str] = PARTS
     model: str = "default"
     """`default`, `scripted`, or a GGUF."""
-    cases: int = 20
-    queries: int = 30
+    cases: int = 12
+    queries: int = 20
     """Of each goal, against the obedient agent."""
     model_cases: int = 12
     model_queries: int = 10
@@ -269,18 +270,27 @@ async def known_suite(config: Config, report: Report) -> None:
             "security", cases, config.dojo_queries, config.seed, ("template", "bait", "plain")
         )
         found: dict[str, Searched] = {}
-        for arm, free in ((Arm(), ()), (Arm(0, STRICT), reading)):
+        plan = knowing_overseer(cases)
+        arms = (
+            (Arm(), ()), (Arm(0, STRICT), reading),
+            (Arm(1, overseer=plan), ()), (Arm(1, STRICT, overseer=plan), ()),
+        )  # fmt: skip
+        for arm, free in arms:
             with scratch_context(client, config.seed) as base:
                 found[arm.key] = await made.against(arm.target(base, (), free))
         add_rows(report, label, suite, found)
         parts.append(found)
-    bare, guarded = ([part[key] for part in parts] for key in (Arm().key, Arm(0, STRICT).key))
-    report.claims.append(control_claim(f"{label}: {STRICT}", guarded))
-    right, usual = (sum(c.right for each in arm for c in each.clean) for arm in (guarded, bare))
-    n = sum(len(each.clean) for each in bare)
-    report.claims.append(
-        Claim(f"{label}: {STRICT}, utility over direct", right / max(usual, 1), ">=", UTILITY, n)
-    )
+    for depth in (0, 1):
+        bare, guarded = (
+            [part[Arm(depth, policy).key] for part in parts] for policy in ("", STRICT)
+        )
+        name = f"{label}: {Arm(depth, STRICT).key}"
+        report.claims.append(control_claim(name, guarded))
+        right, usual = (sum(c.right for each in arm for c in each.clean) for arm in (guarded, bare))
+        n = sum(len(each.clean) for each in bare)
+        report.claims.append(
+            Claim(f"{name}, utility over undefended", right / max(usual, 1), ">=", UTILITY, n)
+        )
 
 
 async def model_part(config: Config, report: Report, client: ChatClient, name: str) -> None:
@@ -410,8 +420,8 @@ if __name__ == "__main__":
     parser = parser_of(__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--more", action="store_true", help="keep figures of other parts, models")
-    parser.add_argument("-n", type=int, help="requests: 20 for the obedient agent, 12 for models")
-    parser.add_argument("--queries", type=int, help="attempts on each goal: 30 and 10")
+    parser.add_argument("-n", type=int, help="requests of each agent: 12")
+    parser.add_argument("--queries", type=int, help="attempts on each goal: 20, of models 10")
     parser.add_argument("--training-cases", type=int, default=Config.training_cases)
     given = parser.parse_args()
     sizes = {
