@@ -96,7 +96,7 @@ async def test_a_run_defends_the_answers_of_its_agents_alone(
     config = RoundsConfig(
         rounds=(
             RoundSpec(level=1, primitive_repeats=1),
-            RoundSpec(level=2, questions=8, held_out=4),
+            RoundSpec(level=2, questions=8, held_out=4, primitive_repeats=1),
         ),
         questions_per_level=4,
     )
