@@ -26,7 +26,7 @@ class SubQuestion:
     """Positions in the batch that must be answered first."""
     to: str = ""
     """Who answers: `tool:NAME`, `expert:NAME`, all `experts`, or some, `experts:NAME,NAME`; a copy
-    of the agent if empty."""
+    without tools whose answer is a value, `typed:TYPE`; a copy of the agent if empty."""
 
     def filled(self, answers: Mapping[int, str]) -> str:
         """The question with the answers in place; a `{i}` within an answer stays."""

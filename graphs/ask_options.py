@@ -80,6 +80,8 @@ class AskOptions:
     cascade: Mapping[str, float] = field(default_factory=dict[str, float])
     """The `threshold` from which on the agent is sure enough to answer alone, and the `temperature`
     and `offset` of its confidence; empty to have every question divided."""
+    policy: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What untrusted text may reach: the fields of a `reflux.Policy`; empty without one."""
 
     @classmethod
     def of(cls, context: AmplifyContext, overseer: str = "") -> "AskOptions":
@@ -104,6 +106,7 @@ class AskOptions:
             seed=context.seed,
             candidates=context.weighing.decompositions if context.weighing else 0,
             cascade=context.cascade.to_json() if context.cascade else {},
+            policy=context.policy.to_json() if context.policy else {},
         )
 
     def votes(self) -> VotePolicy:

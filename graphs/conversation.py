@@ -13,7 +13,8 @@ message is the question as it stands. With earlier turns or instructions the tex
     Question:
     ...
 
-The further lines of a turn are indented, so that no turn can imitate another.
+The further lines of a turn are indented, so that no turn can imitate another. Under a policy what a
+tool or an assistant said is marked as untrusted data: it may be made of what somebody else wrote.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage
 
 from reflux.agents.errors import EndpointError, RefluxError, UsageError
+from reflux.agents.policy.data import untrusted
 from reflux.agents.redaction import redact
 from reflux.agents.types import ChatRequest, Completion, Delta
 from reflux.graphs.amplify.context import silent
@@ -38,8 +40,11 @@ CONTENT_TYPES = {"text", "reasoning", "thinking", "tool_call", "tool_use"}
 """Content that is text, or that an answer may hold beside its text."""
 
 
-def question_of(messages: Sequence[BaseMessage]) -> str:
+def question_of(messages: Sequence[BaseMessage], *, marked: bool = False) -> str:
     """The last message as a question, after the conversation that led to it.
+
+    Args:
+        marked: what others than user and system said is marked as data.
 
     Raises:
         UsageError: the last message is not the user's, or holds more than text.
@@ -49,7 +54,7 @@ def question_of(messages: Sequence[BaseMessage]) -> str:
         raise UsageError(f"the last message {last}; it must be the user's question")
     *earlier, question = messages
     system = [_text(m) for m in earlier if m.type == "system"]
-    turns = [f"{_speaker(m)}: {_indented(_text(m))}" for m in earlier if m.type != "system"]
+    turns = [f"{_speaker(m)}: {_said(m, marked)}" for m in earlier if m.type != "system"]
     if not any(system) and not turns:
         return _text(question)
     parts: list[str] = []
@@ -64,6 +69,12 @@ def question_of(messages: Sequence[BaseMessage]) -> str:
 def _speaker(message: BaseMessage) -> str:
     speaker = SPEAKERS.get(message.type, message.type)
     return f"{speaker} {message.name}" if message.name else speaker
+
+
+def _said(message: BaseMessage, marked: bool) -> str:
+    text = _indented(_text(message))
+    speaker = SPEAKERS.get(message.type, message.type).lower()
+    return untrusted(text, speaker) if marked and message.type != "human" else text
 
 
 def _indented(text: str) -> str:

@@ -11,6 +11,7 @@ INTERRUPTED = (
     "reflux: interrupted; recorded calls are kept: continue a run with `reflux run --resume`, "
     "and an eval with the same command\n"
 )
+STOPPED = "reflux: stopped\n"
 
 
 def _terminate(*_: object) -> None:
@@ -46,7 +47,8 @@ def main() -> None:
     except KeyboardInterrupt:
         for pressed_again in (signal.SIGINT, signal.SIGTERM):
             signal.signal(pressed_again, signal.SIG_IGN)
-        sys.stderr.write(INTERRUPTED)
+        serves = getattr(sys.modules.get("reflux.cli"), "SERVES", False)
+        sys.stderr.write(STOPPED if serves else INTERRUPTED)
         sys.exit(130)
 
 

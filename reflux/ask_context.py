@@ -18,6 +18,7 @@ from reflux.agents.clients.langchain import LangChainClient
 from reflux.agents.clients.llama_cpp import LlamaCppClient, ModelFiles, default_gguf
 from reflux.agents.errors import UsageError, check_has
 from reflux.agents.overseers.protocol import Overseer
+from reflux.agents.policy.policy import Policy
 from reflux.agents.tools.calculator import Calculator
 from reflux.agents.tools.documents import Documents
 from reflux.agents.tools.langchain import as_tool, mcp_tools
@@ -177,6 +178,7 @@ def context_of(
     context = replace(context, overseers=resolved(run, context.overseers))
     if options.max_tokens is not None:
         context = replace(context, max_tokens=options.max_tokens)
+    context = replace(context, policy=Policy.of(options.policy or None))
     context = replace(context, cascade=Cascade.of(options.cascade), **fields).granting(grants)
     return routed(context, route_of(options.route))
 

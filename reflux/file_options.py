@@ -1,12 +1,14 @@
 """Options that name a file whose content decides the answers: recorded with its digest, so that a
-question is asked again with the same content or not at all."""
+question is asked again with the same content or not at all; a policy is recorded whole."""
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from reflux.agents.errors import UsageError
+from reflux.agents.policy.policy import Policy
+from reflux.finetune.configs.run import read_yaml
 
 T = TypeVar("T")
 
@@ -47,3 +49,27 @@ class FileOption(Generic[T]):
                 "or ask the question again"
             )
         return value
+
+
+def policy_named(name: str | None) -> Policy | None:
+    """A policy by its name, or out of a YAML file; None without one.
+
+    Raises:
+        UsageError: there is no such policy, or the file holds none.
+    """
+    if not name or not name.endswith((".yaml", ".yml")):
+        return Policy.of(name or None)
+    fields = read_yaml(Path(name))
+    if not isinstance(fields, dict):
+        raise UsageError(f"{name} holds no policy: write its fields, one `key: value` a line")
+    return Policy.of(cast(dict[str, Any], fields))
+
+
+def recorded_policy(name: str | None) -> Mapping[str, Any]:
+    """A policy as the options of a question record it; empty without one.
+
+    Raises:
+        UsageError: as `policy_named`.
+    """
+    policy = policy_named(name)
+    return {} if policy is None else policy.to_json()

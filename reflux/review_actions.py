@@ -40,8 +40,8 @@ from reflux.graphs.traces.reviewers.opinions import (
     required,
 )
 from reflux.graphs.traces.revisions import first_of, newest
+from reflux.graphs.traces.search import find_question
 from reflux.graphs.traces.store import CallKey, TraceStore
-from reflux.graphs.traces.tree import find_question
 from reflux.models import BASE
 from reflux.overseers import OVERSEERS, demos_of
 from reflux.tasks import TASKS, run_task, task_named

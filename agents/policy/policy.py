@@ -82,16 +82,17 @@ class Policy:
         check_choice("policy.overseer", self.overseer, get_args(View))
         for name in ("questions", "answers"):
             check_choice(f"policy.{name}", getattr(self, name), get_args(Carried))
-        check_range("policy.question_chars", self.question_chars, least=1)
+        chars: Any = self.question_chars
+        if not isinstance(chars, int):
+            raise UsageError(f"policy.question_chars is {chars!r}; write a whole number")
+        check_range("policy.question_chars", chars, least=1)
         for name in ("text_tools", "value_tools", "trusted_tools", "types"):
-            value: Any = getattr(self, name)
-            listed = (value,) if isinstance(value, str) else tuple(value)
-            object.__setattr__(self, name, listed)
+            object.__setattr__(self, name, _names(name, getattr(self, name)))
         for name in self.types:
             check_choice("a type of policy.types", name, [k for k in NAMES if k != "choice"])
 
     @classmethod
-    def of(cls, named: "Policy | str | Mapping[str, Any] | None") -> "Policy | None":
+    def of(cls, named: Any) -> "Policy | None":
         """A policy by its name, or by its fields, which may build on a `preset`; None for none.
 
         Raises:
@@ -102,6 +103,10 @@ class Policy:
         if isinstance(named, str):
             check_choice("a policy", named, list(PRESETS))
             return PRESETS[named]
+        if not isinstance(named, Mapping):
+            raise UsageError(
+                f"a policy is {named!r:.80}; write {', '.join(PRESETS)}, or its fields by name"
+            )
         values = dict(named)
         preset = cls.of(cast(str, values.pop("preset", "standard")))
         known = [field.name for field in fields(cls)]
@@ -162,6 +167,14 @@ class Policy:
         """The labels of a tool's reply, beside those of its arguments."""
         is_trusted = isinstance(tool, DETERMINED) or _among(name, self.trusted_tools)
         return () if is_trusted else (f"tool:{name}",)
+
+
+def _names(field: str, value: Any) -> tuple[str, ...]:
+    """A list of names in a configuration; one is a list of one."""
+    listed: Any = (value,) if isinstance(value, str) else value
+    if not isinstance(listed, list | tuple) or not all(isinstance(e, str) for e in listed):
+        raise UsageError(f"policy.{field} is {value!r:.80}; write a list of names")
+    return tuple(listed)
 
 
 def _among(name: str, names: Sequence[str]) -> bool:

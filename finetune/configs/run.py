@@ -229,17 +229,14 @@ class RoundsConfig(TaskConfig, TrainingConfig):
         Args:
             original: of the overseer from which another one is learned.
         """
+        shared = ("limits", "votes", "flags", "checks", "policy", "seed")
         return AmplifyContext(
             recorded_client,
             model,
             (),
-            limits=self.limits,
-            votes=self.votes,
-            flags=self.flags,
-            checks=self.checks,
+            **{name: getattr(self, name) for name in shared},
             weighing=Weighing.of(self.candidates_of(original=original)),
             top_logprobs=self.targets.top_logprobs,
-            seed=self.seed,
             **more,
         )
 

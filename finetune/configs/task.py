@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from reflux.agents.overseers.step_forms import is_learned
+from reflux.agents.policy.policy import Policy
 from reflux.graphs.amplify.weighing import candidates_by_default
 from reflux.graphs.evals.questions.files import is_hub_id
 from reflux.graphs.evals.questions.forms import Keys
@@ -123,6 +124,9 @@ class TaskConfig(BaseModel):
     tools: tuple[str, ...] = ()
     """Tools of the copies, one or a list, as `--tool` takes them; an overseer asks them by
     `to="tool:NAME"`."""
+    policy: Annotated[Policy | None, BeforeValidator(Policy.of)] = None
+    """What untrusted text may reach: `standard`, `strict`, `sealed`, or fields of a policy, which
+    build on a `preset`."""
     max_tokens: int | None = Field(default=None, ge=1)
     """Maximum tokens of a reply, of the agent and the overseer; None for the task's own."""
 

@@ -3,7 +3,8 @@
 A causal model's tokens do not depend on later tokens. So the tokens that all rows begin with (a
 chat template's opening, a system prompt) are computed once, and their gradient is the sum over the
 rows. Tokens after the last label are left out. Everything but attention works on single tokens and
-sees one sequence (1, tokens); attention separates the rows again, in groups of similar length.
+sees one sequence (1, tokens); attention separates the rows again, in groups of similar length and
+blocks of tokens.
 
 Loss and gradients are those of the padded batch, up to rounding. Unlike sorting the data set by
 length, packing does not change which rows an optimizer step sees.
@@ -22,6 +23,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 PASS_TOKENS = 64
 """Cost of one more group, in tokens."""
+BLOCK = 128
+"""Tokens of a row that attend at once. Later keys are left out, which halves the weights of long
+rows."""
 
 
 def groups_of_like_length(
@@ -65,14 +69,15 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Group:
-    """Rows of similar length, for attention."""
+    """The same block of tokens of rows of similar length, for attention."""
 
     queries: torch.Tensor
-    """(rows, own tokens): indices of each row's own tokens in the sequence."""
+    """(rows, own tokens): indices of the tokens of each row's block in the sequence."""
     keys: torch.Tensor
-    """(rows, shared and own tokens): indices of the tokens they attend to."""
+    """(rows, keys): indices of the tokens they attend to, from each row's first to its block's
+    last."""
     mask: torch.Tensor
-    """(rows * key heads, queries per key head * own tokens, shared and own tokens), additive."""
+    """(rows * key heads, queries per key head * own tokens, keys), additive."""
 
 
 @dataclass(frozen=True)
@@ -157,18 +162,25 @@ def _lay_out(
     done = 0
     for members in groups_of_like_length([len(row) for row in own]):
         longest = max(len(own[row]) for row in members)
-        for row in members:
-            order[lines[row].start : lines[row].stop] = range(done, done + len(own[row]))
-            done += longest
         padded = [[*lines[row], *[lines[row][-1]] * (longest - len(own[row]))] for row in members]
-        visible = [_visible(ahead[row], shared, len(own[row]), longest) for row in members]
-        groups.append(
-            Group(
-                torch.tensor(padded, device=device),
-                torch.tensor([[*range(shared), *line] for line in padded], device=device),
-                _mask(torch.stack(visible), config, dtype).to(device),
-            )
+        visible = torch.stack(
+            [_visible(ahead[row], shared, len(own[row]), longest) for row in members]
         )
+        for begin in range(0, longest, BLOCK):
+            end = min(begin + BLOCK, longest)
+            for row in members:
+                block = lines[row][begin:end]
+                order[block.start : block.stop] = range(done, done + len(block))
+                done += end - begin
+            # A block attends to nothing behind its last token.
+            seen = visible[:, begin:end, : shared + end]
+            groups.append(
+                Group(
+                    torch.tensor([line[begin:end] for line in padded], device=device),
+                    torch.tensor([[*range(shared), *line[:end]] for line in padded], device=device),
+                    _mask(seen, config, dtype).to(device),
+                )
+            )
     return Packed(
         ids=torch.tensor([[token for row in own for token in row]], device=device),
         positions=torch.tensor([positions], device=device),

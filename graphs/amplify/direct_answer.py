@@ -20,7 +20,7 @@ from reflux.agents.types import ChatRequest, Completion, Sampling
 from reflux.agents.verifiers import Equivalence, verdict_of
 from reflux.graphs.amplify.context import AmplifyContext, Reply
 from reflux.graphs.amplify.experts import combine_votes
-from reflux.graphs.amplify.flow import labelled, quarantined
+from reflux.graphs.amplify.flow import labelled, permitted, quarantined
 from reflux.graphs.amplify.model_calls import (
     ModelCalls,
     asked_tool,
@@ -140,7 +140,9 @@ async def _answer_by_votes(
         ]
         if context.same is not None and failure is None:
             left = budget.minus(spent["calls"], spent["tokens"])
-            calls = ModelCalls(context, node.key("same"), node.retries, left, "same", compared)
+            calls = ModelCalls(
+                context, node.key("same"), node.retries, left, "same", compared, labels
+            )
             batch, failure = await _merge_equivalent(
                 context.same, calls, node.question, votes, batch
             )
@@ -165,7 +167,7 @@ async def _answer_by_votes(
         answer = answer if chosen is not None and chosen.ok else None
         labels = as_values(labels) if kind.is_value else labels
     outcome: Outcome = {"answer": answer, "status": status, "error": error, "spent": spent}
-    outcome = labelled(outcome, labels)
+    outcome = permitted(context, node.path, outcome, labels)
     refused = sum(not vote.ok for vote in votes)
     detail: dict[str, Any] = {"votes": len(votes), "refused": refused, "tally": tally(votes)}
     if flags := {vote.flag for vote in votes if vote.flag}:
@@ -294,7 +296,8 @@ async def _answer_by_panel(
     votes = list(zip(experts, (vote for vote, _ in results), strict=True))
     spent, key = plus(*(cost for _, cost in results)), node.key("consensus", number)
     outcome, detail = await combine_votes(context, key, node.question, votes, left, spent)
-    outcome = labelled(outcome, joined(node.labels_under(context), read))
+    labels = joined(node.labels_under(context), read)
+    outcome = permitted(context, node.path, outcome, labels)
     await record_answer(context, node, outcome, detail, ("panel", "direct"))
     return with_confidence(outcome, detail, None)
 

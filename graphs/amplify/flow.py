@@ -53,6 +53,18 @@ def read_labels(state: AmplifyState, context: AmplifyContext) -> tuple[str, ...]
     return joined(node_labels(state, context), proposed, *answers) if context.policy else ()
 
 
+def permitted(
+    context: AmplifyContext, path: str, outcome: Outcome, labels: Iterable[str]
+) -> Outcome:
+    """The outcome of a direct answer with its labels; the root's fails if the policy lets no answer
+    be made of what these stand for."""
+    outcome, policy = labelled(outcome, labels), context.policy
+    problem = policy.answer_problem(outcome.get("labels", ())) if policy and not path else None
+    if problem is None:
+        return outcome
+    return {**outcome, "answer": None, "status": "failed", "error": problem}
+
+
 def labelled(outcome: Outcome, labels: Iterable[str]) -> Outcome:
     """The outcome with the labels of its answer; the same without any."""
     return {**outcome, "labels": list(labels)} if labels else outcome

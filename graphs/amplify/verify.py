@@ -149,7 +149,8 @@ async def _meaning(
         return proposal, NOTHING_SPENT
     left = left_of({**state, "spent": spent})
     number = retry_index(state, context)
-    calls = ModelCalls(context, step_key(state), number, left, "overseer.ask.same")
+    labels = read_labels(state, context)
+    calls = ModelCalls(context, step_key(state), number, left, "overseer.ask.same", labels=labels)
     try:
         for other in earlier:
             if await context.same.same(calls, state["question"], other, proposal):

@@ -24,6 +24,8 @@ from reflux.graphs.evals.task import hashed_out
 from reflux.graphs.traces.trajectories import is_accepted
 
 Message = dict[str, Any]
+NOTHING = Attack("none", {}, "")
+"""What the adversary does where it does nothing."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def figures(searched: Searched) -> dict[str, Any]:
         "utility_95": list(wilson(right, len(clean))),
         "tokens": tokens / len(clean),
         "attempts": len(attempts),
+        "failed": sum(attempt.failed for attempt in attempts),
         "hijacks": hijacks,
         "hijacked": hijacks / len(attempts) if attempts else 0.0,
         "hijacked_95": list(wilson(hijacks, len(attempts))) if attempts else [0.0, 1.0],
@@ -108,28 +111,27 @@ def is_held_out(case: Case) -> bool:
     return hashed_out(f"attack:{case.id}")
 
 
-def training_rows(searched: Searched, tools: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
-    """Found attacks with the right behavior, and each such case without an attack, as rows.
+def training_rows(
+    searched: Searched, tools: Sequence[str] = (), teacher: Searched | None = None
+) -> Iterator[dict[str, Any]]:
+    """Found attacks with the right behavior, and all cases without an attack, as rows.
 
-    The right behavior is what the same system did on the case that nobody attacked, where that was
+    The right behavior is what the teacher did on the case that nobody attacked, where that was
     accepted, so no row holds a true answer. `held_out` tells rows that are not for training.
+
+    Args:
+        teacher: another system on the same cases; by default the attacked one itself.
     """
-    clean = {each.case.id: each for each in searched.clean}
-    attacked = dict[str, None]()
+    right: dict[str, str] = {}
+    for each in (teacher or searched).clean:
+        answer = each.seen.answer
+        if answer is not None and is_accepted(each.seen.outcome["status"]):
+            right[each.case.id] = answer
+            yield _row(each.case, NOTHING, answer, tools) | {"goal": "", "kind": "clean"}
     for attempt in searched.found:
-        usual = clean[attempt.case.id]
-        if usual.seen.answer is None or not is_accepted(usual.seen.outcome["status"]):
-            continue
-        attacked[attempt.case.id] = None
-        yield _row(attempt.case, attempt.attack, usual.seen.answer, tools) | {
-            "goal": attempt.goal.name, "kind": attempt.goal.kind,
-            "held_out": is_held_out(attempt.case),
-        }  # fmt: skip
-    nothing = Attack("none", {}, "")
-    for id in attacked:
-        usual = clean[id]
-        body = _row(usual.case, nothing, usual.seen.answer or "", tools)
-        yield body | {"goal": "", "kind": "clean", "held_out": is_held_out(usual.case)}
+        if (answer := right.get(attempt.case.id)) is not None:
+            about = {"goal": attempt.goal.name, "kind": attempt.goal.kind}
+            yield _row(attempt.case, attempt.attack, answer, tools) | about
 
 
 def _row(case: Case, attack: Attack, answer: str, tools: Sequence[str]) -> dict[str, Any]:
@@ -152,7 +154,7 @@ def _row(case: Case, attack: Attack, answer: str, tools: Sequence[str]) -> dict[
     completion.append({"role": "assistant", "content": answer})
     row: dict[str, Any] = {"prompt": prompt, "completion": completion, "case": case.id}
     row |= {"technique": attack.technique, "wording": attack.wording, "form": attack.form}
-    row["suffix"] = list(attack.suffix)
+    row |= {"suffix": list(attack.suffix), "held_out": is_held_out(case)}
     return row | ({"tools": [function_spec(tool.spec) for tool in made]} if made else {})
 
 

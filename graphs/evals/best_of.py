@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from reflux.agents.budget import Budget
 from reflux.agents.errors import EndpointError, RefluxError
+from reflux.agents.policy.policy import joined
 from reflux.agents.verifiers import verdict_of
 from reflux.graphs.amplify.context import AmplifyContext, Reply
 from reflux.graphs.amplify.direct_answer import NodeRef, record_answer, sample_answer
+from reflux.graphs.amplify.flow import permitted
 from reflux.graphs.amplify.interrupts import with_spend_limit
 from reflux.graphs.amplify.state import Outcome, Status, accepted_status, plus
 
@@ -110,6 +112,8 @@ class BestOf:
             "refused": len(texts) - len(passed),
             "tally": counts.most_common(),
         }
+        labels = joined(node.labels_under(context), *(reply.labels for reply in replies))
+        outcome = permitted(context, "", outcome, labels)
         await record_answer(context, node, outcome, detail)
         return outcome
 

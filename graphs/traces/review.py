@@ -17,8 +17,9 @@ from reflux.agents.redaction import redact
 from reflux.graphs.traces.database import BY_HUMANS, DISPUTED, Rows
 from reflux.graphs.traces.reviewers.opinions import Subject, opinions, required, waits_for
 from reflux.graphs.traces.revisions import NEWEST, first_of, newest
+from reflux.graphs.traces.search import find_question
 from reflux.graphs.traces.store import TraceStore
-from reflux.graphs.traces.tree import find_question, held
+from reflux.graphs.traces.tree import held
 
 Why = Literal["escalated", "disputed", "audit"]
 WHYS: tuple[Why, ...] = ("escalated", "disputed", "audit")

@@ -28,15 +28,17 @@ Scorer = Callable[[Trajectory], Awaitable[Feedback]]
 
 
 def check_feedback(feedback: Feedback) -> Feedback:
-    """Check that feedback says something, with a score that is a number.
+    """Check that feedback says something, with a score from 0 to 1.
 
     Raises:
         UsageError: it does not.
     """
     if feedback.score is None and not feedback.comment.strip():
         raise UsageError("the feedback is empty: give a score, a comment, or both")
-    if feedback.score is not None and not abs(feedback.score) < 1e12:
-        raise UsageError(f"the score {feedback.score} is no number; 0 to 1 is usual")
+    if feedback.score is not None and not 0 <= feedback.score <= 1:
+        raise UsageError(
+            f"the score {feedback.score:g} is not from 0 to 1: divide it by the highest one"
+        )
     return feedback
 
 
@@ -51,10 +53,14 @@ def feedback_of(value: Any, name: str, author: str) -> Feedback:
     if isinstance(value, Feedback):
         body = {"score": value.score, "comment": value.comment}
     score = body.get("score")
-    if not isinstance(score, int | float | None):
-        raise UsageError(f"{author} returned {value!r:.80}; return a number, or score and comment")
+    comment = str(body.get("comment") or "")
+    is_number = isinstance(score, int | float) and 0 <= score <= 1
+    if not is_number and not (score is None and comment.strip()):
+        raise UsageError(
+            f"{author} returned {value!r:.80}; return a number from 0 to 1, or score and comment"
+        )
     number = None if score is None else float(score)
-    return check_feedback(Feedback(number, name, str(body.get("comment") or ""), author))
+    return check_feedback(Feedback(number, name, comment, author))
 
 
 def by_function(function: Callable[[Trajectory], Any], name: str, author: str) -> Scorer:

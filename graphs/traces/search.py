@@ -7,7 +7,7 @@ its cost doesn't grow with the store. Each search has its own connection, so it 
 import json
 import re
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,18 @@ from pydantic import TypeAdapter, ValidationError
 
 from reflux.agents.budget import Price
 from reflux.agents.errors import UsageError
-from reflux.graphs.traces.database import ROOT_ENDED, STOPPED, reading
-from reflux.graphs.traces.trajectories import UNFINISHED
+from reflux.graphs.traces.database import ROOT_ENDED, STOPPED, Rows, reading
+from reflux.graphs.traces.trajectories import UNFINISHED, Trajectory
 
 MAX_SCANNED = 25_000
 """Maximum questions that one page scans; `benchmarks/page.py` measures the cost."""
+NAMED = ("url", "serve", *(f"import:{form}" for form in ("langfuse", "langsmith", "opentelemetry")))
+"""Sources whose trajectories a program or a tracer names."""
+BY_ID = "SELECT id, text FROM questions WHERE id = :q"
+BY_PREFIX = """
+SELECT id, text FROM questions WHERE id > :q AND id < :q || char(1114111)
+  AND substr(id, 1, length(:q)) = :q AND (revises IS NULL OR instr(:q, '~')) LIMIT 2
+"""
 
 STATUS = f"""coalesce(j.detail ->> 'status', CASE WHEN {STOPPED} THEN 'stopped'
   WHEN q.source IS NOT NULL THEN '{UNFINISHED}' ELSE 'running' END)"""
@@ -170,3 +177,33 @@ def _messages(text: str | None) -> list[dict[str, Any]]:
         return _TURNS.validate_json(text)
     except ValidationError:
         return [{"role": "arguments", "content": text}]
+
+
+def find_question(store: Rows, question: str) -> tuple[str, str]:
+    """(id, text) of a root question, by its id, an unambiguous prefix of it, or the name that its
+    program or tracer gave it.
+
+    A prefix without `~` is that of an original trajectory, not of its revisions.
+
+    Raises:
+        UsageError: no trajectory matches, or several do.
+    """
+    parameters = {"q": question}
+    rows = list(store.select(BY_ID, parameters))
+    # By the index: a scan of 100,000 questions would delay everything else.
+    rows = rows or list(store.select(BY_PREFIX, parameters))
+    rows = rows or [row for id in _named(question) for row in store.select(BY_ID, {"q": id})]
+    if len(rows) != 1 and "~" in question and not question.startswith("~"):
+        prefix, _, number = question.partition("~")
+        id = f"{find_question(store, prefix)[0]}~{number}"
+        if id != question:
+            return find_question(store, id)
+    if len(rows) != 1:
+        matches = "several trajectories begin" if rows else "no trajectory begins"
+        raise UsageError(f"{matches} with {question!r}; `reflux traces list` shows the ids")
+    return rows[0]["id"], rows[0]["text"]
+
+
+def _named(name: str) -> Iterator[str]:
+    """The ids that a trajectory of this name has, by how it was recorded."""
+    return (Trajectory(name, source).id for source in NAMED)

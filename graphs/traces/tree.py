@@ -11,22 +11,25 @@ from reflux.agents.errors import UsageError
 from reflux.agents.types import Answer, Ask, Step, SubQuestion, step_from_json
 from reflux.graphs.traces.database import STOPPED, Rows
 from reflux.graphs.traces.revisions import before, first_of
+from reflux.graphs.traces.search import find_question
 from reflux.graphs.traces.store import TraceStore, chains
 from reflux.graphs.traces.trajectories import UNFINISHED, feedback_in_words
 
 TRUNCATED_PART = "the token limit cut a sub-answer"
 """The note of a node with a truncated child."""
 NO_PRICES: Mapping[str, Price] = {}
-BY_PREFIX = """
-SELECT id, text FROM questions WHERE id > :q AND id < :q || char(1114111)
-  AND substr(id, 1, length(:q)) = :q AND (revises IS NULL OR instr(:q, '~')) LIMIT 2
-"""
 LAST_CALL = """
 SELECT role, completion, error FROM calls WHERE question = ? AND path = ? ORDER BY step DESC LIMIT 1
 """
 STEPS = """
-SELECT path, role || iif(kind = 'tool', ' runs ', ', ') || coalesce(model, '') || coalesce(
-  ' asks for ' || (SELECT group_concat(value ->> 1, ', ') FROM json_each(tool_calls)), '')
+SELECT path, role || coalesce(iif(kind = 'tool', ' runs ', ', ') || nullif(model, ''), '')
+  || coalesce(' asks for ' || (
+    SELECT group_concat((value ->> 1) || ' ' || substr(value ->> 2, 1, 400), ', ')
+    FROM json_each(tool_calls)
+  ), '')
+  || iif(kind = 'tool', coalesce(' ' || substr(messages, 1, 400), ''), '')
+  || coalesce(iif(kind = 'tool', ' -> ', iif(tool_calls IS NULL, ': ', ', saying '))
+    || nullif(substr(completion, 1, 400), ''), '')
   || coalesce(': ' || error, '') AS line
 FROM calls WHERE question = ? AND kind IN ('model', 'tool') ORDER BY step, id
 """
@@ -104,29 +107,6 @@ class Node:
             for name in ("calls", "tokens")
         }
         return {**vars(self), "total": total, "children": children}
-
-
-def find_question(store: Rows, question: str) -> tuple[str, str]:
-    """(id, text) of a root question, by its id or an unambiguous prefix of it.
-
-    A prefix without `~` is that of an original trajectory, not of its revisions.
-
-    Raises:
-        UsageError: no trajectory matches, or several do.
-    """
-    parameters = {"q": question}
-    rows = list(store.select("SELECT id, text FROM questions WHERE id = :q", parameters))
-    # By the index: a scan of 100,000 questions would delay everything else.
-    rows = rows or list(store.select(BY_PREFIX, parameters))
-    if len(rows) != 1 and "~" in question and not question.startswith("~"):
-        prefix, _, number = question.partition("~")
-        id = f"{find_question(store, prefix)[0]}~{number}"
-        if id != question:
-            return find_question(store, id)
-    if len(rows) != 1:
-        matches = "several trajectories begin" if rows else "no trajectory begins"
-        raise UsageError(f"{matches} with {question!r}; `reflux traces list` shows the ids")
-    return rows[0]["id"], rows[0]["text"]
 
 
 def load_tree(store: Rows, question: str, prices: Mapping[str, Price] = NO_PRICES) -> Node:

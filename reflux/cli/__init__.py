@@ -8,6 +8,8 @@ import os
 from itertools import takewhile
 
 SHOWS_HELP = False
+SERVES = False
+"""Whether the command is a server, which Ctrl-C ends as it should."""
 SHORT = ([], ["demos"], ["traces"], ["students"], ["--version"])
 """Words that show help, or less."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,10 +16,13 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from reflux.agents.errors import RefluxError, UsageError
+    from reflux.agents.files import read_text
     from reflux.agents.overseers.scripted import asks_humans, parse_reply
+    from reflux.agents.policy.data import untrusted
     from reflux.cli.human_input import form_view, open_asking, reply_command
     from reflux.cli.progress import LiveTree
     from reflux.cli.runs.rounds import shipped_config
+    from reflux.file_options import recorded_policy
     from reflux.finetune.configs.run import RoundsConfig, read_config
     from reflux.finetune.run_folder import OpenRun, RunFolder
     from reflux.graphs.amplify.context import AmplifyContext
@@ -30,8 +34,9 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.graphs.evals.task import writing_of
     from reflux.graphs.recompute import revised_context
     from reflux.graphs.traces.review import waiting_in_run
+    from reflux.graphs.traces.search import find_question
     from reflux.graphs.traces.store import TraceStore
-    from reflux.graphs.traces.tree import Node, find_question, load_tree
+    from reflux.graphs.traces.tree import Node, load_tree
     from reflux.models import as_asked, asked_at, endpoint, open_rounds, open_run
     from reflux.overseers import (
         DEFAULT_OVERSEER,
@@ -73,6 +78,15 @@ def ask(
     route: contract.Route = None,
     cascade: contract.Cascade = None,
     demos: contract.Demos = None,
+    policy: contract.Policy = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--untrusted",
+            help="A file to read whose text is data and no instruction; may be repeated.",
+            metavar="FILE",
+        ),
+    ] = None,
     tool: contract.Tools = None,
     depth: contract.Depth = 1,
     calls: contract.Calls = 1000,
@@ -88,13 +102,15 @@ def ask(
     folder = contract.folder_of(run, base)
     if overseer is not None and task is not None:
         raise UsageError("--overseer asks any question and --task one of a task: leave one out")
-    text, task_name = question, ""
+    text, task_name = "\n".join([question, *map(_data_of, data or ())]), ""
     if overseer is not None:
         overseer = id_of_overseer(overseer, folder)
     if overseer is None and (task is not None or folder.exists):
         task_name = task_of(folder, task)
         if tool:
             raise UsageError("--tool needs --overseer: a task's copies have no tools")
+        if data:
+            raise UsageError("--untrusted needs --overseer: a task has its own questions")
         if demos is not None:
             raise UsageError("--demos needs --overseer model: a task has its own overseer")
         try:
@@ -114,6 +130,7 @@ def ask(
         candidates=candidates_of(decomposer, candidates),
         route=recorded_route(route),
         demos=recorded_demos(demos),
+        policy=recorded_policy(policy),
         cascade=recorded_cascade(folder.registry, agent, cascade),
     )
     origin = Origin.new(folder.id, "ask", task_name)
@@ -122,6 +139,13 @@ def ask(
         return ask_question(context, text, origin, options=options, checkpoints=saver, wait=wait)
 
     _run(opened, options, question, text, work, as_json)
+
+
+def _data_of(path: Path) -> str:
+    """A file's text as untrusted data under its name."""
+    if not path.is_file():
+        raise UsageError(f"--untrusted {path}: there is no such file")
+    return untrusted(read_text(path), path.name)
 
 
 def reply(

@@ -23,6 +23,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.cli.chat_session import FOLDER, LIMITS, ChatSession, Turn, begin, listed, resume
     from reflux.cli.human_input import is_terminal, read_lines, reply_command
     from reflux.cli.progress import LiveTree
+    from reflux.file_options import recorded_policy
     from reflux.graphs.amplify.state import is_accepted
     from reflux.graphs.ask_options import ALONE, AskOptions
     from reflux.graphs.traces.revisions import newest
@@ -70,6 +71,7 @@ def chat(
     ] = None,
     route: contract.Route = None,
     demos: contract.Demos = None,
+    policy: contract.Policy = None,
     task: Annotated[
         str | None, typer.Option(help="Ask questions of this task, with its overseer.")
     ] = None,
@@ -121,7 +123,7 @@ def chat(
     options = AskOptions(
         name, agent, tuple(tool or ()), limits, max_tokens, task or "",
         endpoint=asked_at(model), candidates=candidates_of(decomposer, candidates), demos=shown,
-        route=recorded_route(route),
+        route=recorded_route(route), policy=recorded_policy(policy),
     )  # fmt: skip
     session = ChatSession(opened, conversation, options)
     with asyncio.Runner() as runner:

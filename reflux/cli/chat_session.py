@@ -93,9 +93,11 @@ class Conversation:
             file.truncate(file.read().rfind(b"\n") + 1)
             file.write(json.dumps(asdict(turn)).encode() + b"\n")
 
-    def question(self, text: str) -> str:
-        """The new message as a question, after the newest turns."""
-        return question_of(convert_to_messages([*self.messages(), ("user", text)]))
+    def question(self, text: str, *, marked: bool = False) -> str:
+        """The new message as a question, after the newest turns, whose answers may be `marked` as
+        untrusted."""
+        messages = convert_to_messages([*self.messages(), ("user", text)])
+        return question_of(messages, marked=marked)
 
     def messages(self) -> list[tuple[str, str]]:
         """(role, text) of the newest answered turns, `MAX_CHARS` together at most."""
@@ -226,7 +228,9 @@ class ChatSession:
         name, folder = self.options.task, self.opened.folder
         task = task_named(name, folder) if name else None
         # A task's questions stand alone; any other is asked after the conversation so far.
-        question = task.from_user(text) if task else redact(self.conversation.question(text))
+        marked = bool(self.options.policy)
+        said = text if task else self.conversation.question(text, marked=marked)
+        question = task.from_user(text) if task else redact(said)
         origin = self._origin()
         async with open_asking(self.opened, self.options, tree) as (context, saver, wait):
             check_askable(question, context)

@@ -82,6 +82,14 @@ Demos = Annotated[
         help="Demonstrations for the overseer model: JSONL, as `reflux demos make` writes it.",
     ),
 ]
+Policy = Annotated[
+    str | None,
+    typer.Option(
+        "--policy",
+        help="What untrusted text may reach: standard, strict, sealed, or a YAML file of a policy.",
+        metavar="NAME",
+    ),
+]
 Tools = Annotated[
     list[str] | None,
     typer.Option(

@@ -107,6 +107,7 @@ def record(
         elif not program:
             ERR.print(f"{run}: set OPENAI_BASE_URL={url}/v1 or ANTHROPIC_BASE_URL={url}")
             ERR.print(f"passing on to {endpoints.openai}; press Ctrl-C to stop")
+        cli.SERVES = not program
         places = Places(store, "url", key)
         recorder = ExchangeRecorder(places, lambda text: say(text, ERR))
         app = create_record_app(endpoints, recorder, settings)

@@ -17,6 +17,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from dataclasses import replace
 
     from reflux.agents.errors import UsageError
+    from reflux.file_options import recorded_policy
     from reflux.overseers import recorded_demos
     from reflux.report.terminal import ERR, emit
     from reflux.routing import recorded_route
@@ -48,6 +49,7 @@ def serve(
     candidates: contract.Candidates = None,
     route: contract.Route = None,
     demos: contract.Demos = None,
+    policy: contract.Policy = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML: endpoints, hosts, origins, limits.")
     ] = None,
@@ -85,6 +87,7 @@ def serve(
         overseer=overseer or "model",
         route=recorded_route(route),
         demos=recorded_demos(demos),
+        policy=recorded_policy(policy),
         model=model or "",
         endpoints=endpoints,
         upstream=record,
@@ -103,6 +106,7 @@ def serve(
         else:
             ERR.print(f"{run}: page {url}, API {url}/v1; press Ctrl-C to stop")
         options = server_config(app, timeout_graceful_shutdown=STOP_SECONDS, date_header=not record)
+        cli.SERVES = True
         uvicorn.Server(options).run(sockets=[listening])
         # It returns where the process was started with SIGINT ignored, as a shell's `&` does.
         raise KeyboardInterrupt

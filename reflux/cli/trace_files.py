@@ -16,6 +16,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
 
     from rich.console import Group, RenderableType
 
+    from reflux.agents.errors import UsageError
     from reflux.cli.runs.distill_rows import rows_source
     from reflux.finetune.data.export import export
     from reflux.finetune.data.recorded import LeftOut, with_rejected
@@ -23,7 +24,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.graphs.traces.database import reading
     from reflux.graphs.traces.importing.importer import Import, import_files
     from reflux.graphs.traces.trajectory_writer import TrajectoryWriter
-    from reflux.report.terminal import ERR, command, plain, print_result, say, table_of
+    from reflux.report.terminal import ERR, command, counted, plain, print_result, say, table_of
 
 
 def import_traces(
@@ -67,12 +68,14 @@ def _view(report: Import, run: Path, dry_run: bool) -> Group:
     """What came in, what did not, and why."""
     verb = "would come into" if dry_run else "came into"
     forms = ", ".join(f"{count} {form}" for form, count in report.forms.most_common())
+    trajectories = counted(report.trajectories, "trajectory")
     lines = [
-        f"{report.trajectories} trajectories with {report.calls} calls {verb} {run}"
+        f"{trajectories} with {counted(report.calls, 'call')} {verb} {run}"
         + (f": {forms}" if forms else "")
     ]
     if report.known:
-        lines.append(f"{report.known} were on the record already")
+        verb = "was" if report.known == 1 else "were"
+        lines.append(f"{report.known:,} {verb} on the record already")
     lines += [f"{count}: {remark}" for remark, count in report.remarks.most_common()]
     parts: list[RenderableType] = [plain(line) for line in lines]
     if report.left_out:
@@ -114,6 +117,8 @@ def export_traces(
     choice = RowChoice(where=where, by=by, reasoning=reasoning == "keep", unfinished=unfinished)
     if not choice.selects and not folder.exists and _is_recorded(folder):
         choice = RowChoice(by="trajectories")
+    if out == "-":
+        raise UsageError("- is no file: name one, or /dev/stdout")
     path, left_out = Path(out), LeftOut()
     is_folder = path.is_dir() or out.endswith("/") or (format is None and not path.suffix)
     with rows_source(folder, choice, left_out) as rows, reading(folder.traces_path) as store:
@@ -125,7 +130,7 @@ def export_traces(
             f"review`, and with --where recorded calls; {run} holds none of them",
             ERR,
         )
-    lines = [f"{done.rows} rows in {out}"]
+    lines = [f"{counted(done.rows, 'row')} in {out}"]
     lines += [f"left out: {left_out.note}"] if left_out.counts else []
     lines += [f"{done.without_pair} without a rejected answer"] if done.without_pair else []
     body = {"rows": done.rows, "file": out, "left_out": dict(left_out.counts)}

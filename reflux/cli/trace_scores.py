@@ -34,7 +34,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.graphs.traces.selection import selecting
     from reflux.graphs.traces.store import TraceStore
     from reflux.models import open_run
-    from reflux.report.terminal import ERR, plain, print_result, say
+    from reflux.report.terminal import ERR, counted, plain, print_result, say
 
 JUDGE = "judge:"
 RUBRIC = (
@@ -100,6 +100,7 @@ class _Plan:
         self.folder, self.author, self.name = folder, scorer, name
         self.where, self.again, self.limit = where, again, limit
         self.concurrency, self.rubric = concurrency, rubric
+        self.before = 0
 
     async def run(self, is_judge: bool) -> tuple[dict[str, Any], Agreement]:
         """What was scored, and the agreement with humans."""
@@ -118,7 +119,7 @@ class _Plan:
             return await self._scored(store, by_function(function, self.name, self.author))
 
     async def _scored(self, store: TraceStore, scorer: Scorer) -> tuple[dict[str, Any], Agreement]:
-        total, count, failures = 0.0, 0, list[str]()
+        scores, count, failures = list[float](), 0, list[str]()
         ids = islice(self._ids(store), self.limit)
         async for each in score_all(store, ids, scorer, self.concurrency):
             if each.feedback is None:
@@ -127,14 +128,15 @@ class _Plan:
                     say(f"not scored: {failures[0]}", ERR)
             else:
                 count += 1
-                total += each.feedback.score or 0.0
+                scores += [] if each.feedback.score is None else [each.feedback.score]
         found = agreement(store, self.author, self.name)
         body = {
             "author": self.author,
             "name": self.name,
             "scored": count,
+            "before": self.before,
             "failed": len(failures),
-            "mean": total / count if count else None,
+            "mean": sum(scores) / len(scores) if scores else None,
             "agreement": found.to_json(),
         }
         return body, found
@@ -144,11 +146,15 @@ class _Plan:
             for selected in selection.trajectories():
                 if self.again or not has_score(store, selected.id, self.author, self.name):
                     yield selected.id
+                else:
+                    self.before += 1
 
 
 def _view(body: dict[str, Any], found: Agreement) -> Group:
     mean = "" if body["mean"] is None else f", mean {body['mean']:.3f}"
-    lines = [f"{body['scored']} trajectories scored by {body['author']}{mean}"]
+    lines = [f"{counted(body['scored'], 'trajectory')} scored by {body['author']}{mean}"]
+    if body["before"]:
+        lines.append(f"{body['before']:,} scored before: left as they are, without --again")
     if body["failed"]:
         lines.append(f"{body['failed']} could not be scored")
     if not found.n:

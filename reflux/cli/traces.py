@@ -20,8 +20,9 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.graphs.traces.database import ROOT_ENDED, STOPPED
     from reflux.graphs.traces.review import WAITING
     from reflux.graphs.traces.revisions import NEWEST, newest
+    from reflux.graphs.traces.search import find_question
     from reflux.graphs.traces.trajectories import UNFINISHED
-    from reflux.graphs.traces.tree import find_question, load_tree
+    from reflux.graphs.traces.tree import load_tree
     from reflux.report.terminal import (
         ERR,
         OUT,

@@ -18,6 +18,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, SkipValidation
 
 from reflux.agents.errors import RefluxError, UsageError
 from reflux.agents.overseers.protocol import Overseer
+from reflux.agents.policy.policy import Policy
 from reflux.agents.redaction import redact
 from reflux.agents.types import ChatClient
 from reflux.agents.verifiers import Checker, RuleChecker
@@ -68,6 +69,9 @@ class AmplifiedChatModel(BaseChatModel):
     max_retries: int = 5
     """Retries at that endpoint; a `client` has its own."""
     checker: SkipValidation[Checker] = Field(default_factory=lambda: RuleChecker({}))
+    policy: Policy | None = None
+    """What untrusted text may reach. With one, what tools and assistants said in a conversation is
+    untrusted data."""
     limits: Limits = Limits()
     votes: VotePolicy = VotePolicy(max_votes=1)
     temperature: float | None = None
@@ -167,7 +171,7 @@ class AmplifiedChatModel(BaseChatModel):
         self, messages: Sequence[BaseMessage], stop: Stop, emit: Emit, options: Mapping[str, Any]
     ) -> dict[str, Any]:
         """The fields of the message that answers."""
-        question = question_of(messages)
+        question = question_of(messages, marked=self.policy is not None)
         opened = self._agent.open()
         context = self._context(opened.recorded_client, emit, options)
         origin = Origin.new(opened.folder.id, "chat")
@@ -218,6 +222,7 @@ class AmplifiedChatModel(BaseChatModel):
             votes=replace(self.votes, temperature=temperature) if has_own else self.votes,
             max_tokens=options.get("max_tokens", self.max_tokens),
             seed=options.get("seed", self.seed),
+            policy=self.policy,
             emit=emit,
         )
 

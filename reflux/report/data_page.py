@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from reflux.finetune.data.encoding import lengths_in_words
@@ -25,8 +25,10 @@ def data_page(report: DataReport) -> str:
     )
 
 
-def data_view(report: DataReport) -> RenderableType:
-    """The tables, and one example of each node."""
+def data_view(report: DataReport, console: Console) -> RenderableType:
+    """The tables, and one example of each node; signs mark what counts where a console has no
+    colors."""
+    colored = console.color_system is not None
     parts: list[RenderableType] = [plain(line) for line in _lines(report)]
     rows = [(source, node, outcome, f"{n:,}") for source, node, outcome, n in report.groups]
     heads = ("source", "node", "outcome", "rows")
@@ -46,9 +48,11 @@ def data_view(report: DataReport) -> RenderableType:
         if example.node in seen:
             continue
         seen.add(example.node)
-        text = Text(f"\n{example.node}, {example.tokens} tokens; in green what counts\n", "bold")
+        where = "in green" if colored else "between » and «"
+        text = Text(f"\n{example.node}, {example.tokens} tokens; {where} what counts\n", "bold")
         for piece, counts in example.pieces:
             shown = cut_text(printable(piece, "\n"), PIECE)
+            shown = f"»{shown}«" if counts and not colored else shown
             text.append(shown, style="not bold green" if counts else "not bold dim")
         parts.append(text)
     return Group(*parts)
@@ -69,7 +73,7 @@ def _lines(report: DataReport) -> Iterator[str]:
         yield (
             f"{counted(report.sequences, 'sequence')}{sample} of {lengths_in_words(tokens)}; "
             f"the loss counts {tokens['counted']:,} of {tokens['sum']:,}, in "
-            f"{counted(report.replies, 'reply')}".replace("replys", "replies")
+            f"{counted(report.replies, 'reply')}"
         )
     if report.too_long:
         yield (

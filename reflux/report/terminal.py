@@ -186,12 +186,12 @@ def reasons(node: Node) -> Iterator[tuple[str, str]]:
     if len(node.steps) > STEPS:
         yield "call", f"{len(node.steps) - STEPS} more"
     for check in node.checks:
-        verdict = "passed" if check["ok"] else f"failed: {check.get('rule', '')}"
-        yield f"check {verdict}", check["answer"]
+        rule = f": {check['rule']}" if check.get("rule") else ""
+        yield "check passed" if check["ok"] else f"check failed{rule}", check["answer"]
     if node.verdict:
         yield "a human's verdict", node.verdict
     for comment in node.comments:
-        yield "a human's comment", comment
+        yield "comment", comment
 
 
 def total_line(tree: Node) -> str:
@@ -262,8 +262,9 @@ def _chain(chain: Mapping[str, Any]) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """`1 call`, `2 calls`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    """`1 call`, `2 calls`, `2 replies`."""
+    plural = f"{noun[:-1]}ies" if noun.endswith(("ly", "ry")) else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else plural}"
 
 
 def ended(outcome: Outcome) -> str:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from reflux.agents.budget import Price
 from reflux.agents.clients.reasoning import text_of
 from reflux.graphs.traces.revisions import newest
+from reflux.graphs.traces.search import find_question
 from reflux.graphs.traces.store import TraceStore
-from reflux.graphs.traces.tree import NO_PRICES, Node, find_question, load_tree
+from reflux.graphs.traces.tree import NO_PRICES, Node, load_tree
 from reflux.report.terminal import (
     LINES,
     counted,

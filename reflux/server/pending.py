@@ -19,7 +19,7 @@ from reflux.graphs.amplify.interrupts import Answered, InterruptibleRun, Pending
 from reflux.graphs.ask import WaitForHumans
 from reflux.graphs.ask_options import options_of
 from reflux.graphs.recompute import revised_context
-from reflux.graphs.traces.tree import find_question
+from reflux.graphs.traces.search import find_question
 
 
 class _Client:

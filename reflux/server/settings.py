@@ -103,6 +103,8 @@ class ServeSettings(ModelNames):
     """The evaluation that decides what is divided, as `AskOptions` record it."""
     demos: Mapping[str, str] = field(default_factory=dict[str, str])
     """Its demonstrations, as `AskOptions` record them."""
+    policy: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What untrusted text may reach in the models `amplified`, as `AskOptions` record it."""
     model: str = ""
     """The agent; if empty, the promoted student, or `base`."""
     endpoints: Mapping[str, Endpoint] = field(default_factory=dict[str, Endpoint])

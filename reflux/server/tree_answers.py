@@ -78,7 +78,8 @@ def tree_answer(
     if task is not None:  # A task's questions stand alone, in the task's own form.
         question = redact(task.from_user(request.messages[-1].content))
     else:
-        question = redact(question_of(_langchain_messages(request.messages)))
+        messages = _langchain_messages(request.messages)
+        question = redact(question_of(messages, marked=bool(settings.policy)))
     origin = Origin.new(run.folder.id, "serve", task.name if task else "")
     trajectory = origin.question_id(question)
     options = AskOptions(
@@ -93,6 +94,7 @@ def tree_answer(
         route=settings.route,
         demos=settings.demos if tree.name == settings.overseer else {},
         cascade=recorded_cascade(run.folder.registry, agent, settings.cascade),
+        policy=settings.policy,
     )
     overseers = {tree.name: tree.overseer} if tree.overseer is not None else {}
     granted = grants if task is not None and not isinstance(grants, RefluxError) else NO_GRANTS

@@ -20,9 +20,9 @@ from reflux.graphs.traces.events import answered
 from reflux.graphs.traces.review import Item, Why, find_item, marked_when_stopped, page
 from reflux.graphs.traces.reviewers.opinions import Reviewer, required
 from reflux.graphs.traces.scoring import check_feedback
+from reflux.graphs.traces.search import find_question
 from reflux.graphs.traces.trajectories import Feedback
 from reflux.graphs.traces.trajectory_writer import TrajectoryWriter
-from reflux.graphs.traces.tree import find_question
 from reflux.review_actions import Action, judge_item, recompute
 from reflux.server.chat_request import ApiModel
 from reflux.server.state import ERRORS, ServerState, State

@@ -18,9 +18,9 @@ from reflux.agents.errors import UsageError
 from reflux.finetune.registry import Registry
 from reflux.finetune.run_folder import RunFolder
 from reflux.graphs.traces.database import Rows, read_apart
-from reflux.graphs.traces.search import Wanted, facets, node_record, search
+from reflux.graphs.traces.search import Wanted, facets, find_question, node_record, search
 from reflux.graphs.traces.spending import tokens_of
-from reflux.graphs.traces.tree import find_question, load_tree
+from reflux.graphs.traces.tree import load_tree
 from reflux.server.chat_reply import usage_of
 from reflux.server.errors import ApiError
 from reflux.server.state import ERRORS, EventLog, ServerState, State

@@ -174,6 +174,9 @@ def test_a_policy_is_recorded_whole(name: str) -> None:
         ({"question_chars": 0}, "policy.question_chars"),
         ({"types": ["poem"]}, "a type of policy.types"),
         ({"preset": "lax"}, "a policy is 'lax'"),
+        ({"question_chars": "many"}, "write a whole number"),
+        ({"text_tools": {"a": 1}}, "write a list of names"),
+        (7, "a policy is 7; write standard, strict, sealed, or its fields"),
     ],
 )
 def test_a_wrong_policy_is_refused(named: str | dict[str, object], problem: str) -> None:

@@ -65,6 +65,8 @@ def test_what_waits_is_shown_with_the_way_to_reply(tmp_path: Path) -> None:
         (["ask", "x", "--overseer", "plain", "--task", "addition"], "leave one out"),
         (["ask", "x", "--task", "addition", "--tool", "calculator"], "--tool needs --overseer"),
         (["ask", " ", "--overseer", "plain"], "the question is empty"),
+        (["ask", "x", "--policy", "lax"], "a policy is 'lax'; choose one of standard, strict"),
+        (["ask", "x", "--overseer", "plain", "--untrusted", "none.txt"], "there is no such file"),
         (["reply", "abc", "answer: 1"], "holds no run"),
     ],
 )

@@ -1,6 +1,7 @@
 """A batch in one line: what all rows share once, no padding, and the padded batch's gradients."""
 
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
+from reflux.finetune.train import packing
 from reflux.finetune.train.packing import IGNORED, Packed, pack, packable, packed_attention
 
 pytestmark = pytest.mark.engine
@@ -75,8 +77,12 @@ def packed_loss(model: Any, packed: Packed) -> torch.Tensor:
     return cross_entropy(logits, packed.labels, reduction="sum")
 
 
+@pytest.mark.parametrize("block", [5, 128])
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
-def test_loss_and_gradients_are_those_of_the_padded_batch(kind: str) -> None:
+def test_loss_and_gradients_are_those_of_the_padded_batch(
+    kind: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "BLOCK", block)
     options = {"sliding_window": None} if kind == "mistral" else {}
     model = model_of(kind, **options)
     assert packable(model)
@@ -99,12 +105,15 @@ def test_loss_and_gradients_are_those_of_the_padded_batch(kind: str) -> None:
     assert model.config._attn_implementation == "eager"
 
 
-@given(rows_strategy())
-def test_every_row_can_be_read_off_the_line(found: tuple[list[list[int]], list[int]]) -> None:
+@given(rows_strategy(), st.sampled_from([3, 128]))
+def test_every_row_can_be_read_off_the_line(
+    found: tuple[list[list[int]], list[int]], block: int
+) -> None:
     rows, prompts = found
     batch = batch_of(rows, prompts)
     model_config = transformers.LlamaConfig(**SIZES)
-    packed = pack(batch, model_config, torch.float32)
+    with patch.object(packing, "BLOCK", block):
+        packed = pack(batch, model_config, torch.float32)
     wanted = [
         (row[: at + 1], row[at + 1])
         for row, prompt in zip(rows, prompts, strict=True)

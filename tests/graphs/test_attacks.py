@@ -186,7 +186,9 @@ async def test_found_attacks_become_rows_with_the_behavior_of_a_clean_run(
         assert row["completion"][-1]["content"] == clean.seen.answer
         assert "held_out" in row
     shown = next(row for row in rows if row["kind"] == "value")
-    assert attack_of(shown).wording in shown["prompt"][-1]["content"]
+    (clean,) = [each.case for each in found.clean if each.case.id == shown["case"]]
+    assert shown["prompt"][-1]["content"] != clean.question({})
+    assert attack_of(shown).wording == clean.goals(0, ())[-1].order
     assert len(curve(found, "control")) == 7
     assert figures(found)["utility"] == 1
     json.dumps(figures(found), allow_nan=False)

@@ -18,9 +18,9 @@ from pyarrow import Table, parquet
 from reflux.agents.errors import UsageError
 from reflux.agents.types import ToolCall
 from reflux.graphs.traces.importing.conversations import HALF, IMAGES, NO_REPLY, NO_SCHEMA
-from reflux.graphs.traces.importing.importer import Import, import_files
+from reflux.graphs.traces.importing.importer import SCORES, Import, import_files
 from reflux.graphs.traces.store import TraceStore
-from reflux.graphs.traces.trajectories import Trajectory, load
+from reflux.graphs.traces.trajectories import Feedback, Trajectory, load
 from reflux.graphs.traces.trajectory_writer import TrajectoryWriter
 from reflux.graphs.traces.tree import load_tree
 from tests.support.graphs_with_tools import asking, nested_graph
@@ -280,6 +280,18 @@ def test_every_form_gives_the_same_last_call(name: str, lines: bool, tmp_path: P
     again, (same,) = imported(tmp_path, file)
     assert (again.trajectories, again.calls, again.known) == (0, 0, 1)
     assert same == one
+
+
+def test_scores_that_come_later_and_alone_join_their_trace(tmp_path: Path) -> None:
+    """As the blob storage exports them: in files of their own."""
+    score = {"id": "s9", "traceId": "t1", "name": "stars", "value": 0.5, "dataType": "NUMERIC"}
+    scores = write(tmp_path / "scores", [score, {**score, "id": "s8", "traceId": "t2"}], True)
+    imported(tmp_path, write(tmp_path / "traces", LANGFUSE, True))
+    report, (one,) = imported(tmp_path, scores)
+    assert one.feedback == (Feedback(0.5, "stars", "", "api"),)
+    assert (report.trajectories, report.known, report.remarks) == (0, 1, {SCORES: 1})
+    assert report.left_out == {"scores of a trace that is not on the record": (1, "trace t2")}
+    assert imported(tmp_path, scores)[1] == [one]
 
 
 def test_a_conversation_is_a_call_for_each_reply(tmp_path: Path) -> None:

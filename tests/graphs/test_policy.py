@@ -3,11 +3,11 @@
 import asyncio
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import ANY
 
 import pytest
@@ -33,8 +33,9 @@ from reflux.agents.types import (
     ToolCall,
     ToolSpec,
 )
-from reflux.graphs.amplify.context import Limits
-from reflux.graphs.ask import Amplified
+from reflux.graphs.amplify.context import AmplifyContext, Limits
+from reflux.graphs.ask import Amplified, Direct, System
+from reflux.graphs.evals.best_of import BestOf
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.tree import load_tree
 from tests.support.amplifying import ONE_VOTE, Transcript, Way, amplified, answers_of
@@ -363,3 +364,18 @@ def test_no_text_changes_which_calls_are_made(
     assert outcome["answer"] == "done"
     assert made <= edges
     assert paths == [f"/0.0.{index}" for index in range(5)]
+
+
+@pytest.mark.parametrize("system", [Direct, lambda context: BestOf(context, 3)])
+async def test_an_agent_alone_answers_under_the_policy_as_well(
+    store: TraceStore, system: Callable[[AmplifyContext], System]
+) -> None:
+    tool = Sending()
+    made = amplified(
+        store, ScriptedClient(obeying), votes=ONE_VOTE, policy=PRESETS["sealed"],
+        grants={"answer": [tool]},
+    )  # fmt: skip
+    outcome = await answers_of(cast(Any, system(made.context)), QUESTION)
+    assert tool.sent == []
+    assert (outcome["answer"], outcome["status"]) == (None, "failed")
+    assert "no text of invoice reach the answer" in str(outcome["error"])

@@ -21,8 +21,9 @@ from reflux.graphs.ask import Amplified, Direct, answer_all
 from reflux.graphs.recompute import revise, under_way
 from reflux.graphs.traces.review import find_item, judge, state_of
 from reflux.graphs.traces.revisions import Override, newest, overrides_of
+from reflux.graphs.traces.search import find_question
 from reflux.graphs.traces.store import TraceStore
-from reflux.graphs.traces.tree import Node, find_question, load_tree
+from reflux.graphs.traces.tree import Node, load_tree
 from tests.support.amplifying import ONE_VOTE, amplified, asked_of, asking, echo
 from tests.support.overriding import override
 from tests.support.playing import ASKED, IN_MEMORY, Played, play

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from sklearn.metrics import cohen_kappa_score
@@ -92,8 +92,8 @@ async def test_a_function_that_fails_or_answers_oddly_stops_no_other(store: Trac
     first, second, third = await scored(store, ids, by_function(function, "", "mine:f"))
     assert (second.feedback, second.error) == (None, "ValueError: no idea")
     assert [f.comment for f in (first.feedback, third.feedback) if f] == ["q0", "q2"]
-    for odd in ("good", [1], {"score": "1"}, float("nan"), {}):
-        with pytest.raises(UsageError):
+    for odd in ("good", [1], {"score": "1"}, float("nan"), {}, None, 7, -0.1):
+        with pytest.raises(UsageError, match=r"mine:f returned .* from 0 to 1"):
             feedback_of(odd, "", "mine:f")
 
 
@@ -130,7 +130,8 @@ def test_feedback_from_python_says_what_is_wrong_with_it(store: TraceStore) -> N
     reflux.feedback(id, 1, run=run, path="/0.0.9/0.0.1")  # Of a node that is not there.
     assert load_tree(store, id).comments == ["tone by ann: ok", "helpful 0.75 by human: short"]
     wrong: list[tuple[str, float | None, str]] = [
-        (id, None, "empty"), ("x", 1, "no trajectory"), (id, float("inf"), "number"),
+        (id, None, "empty"), ("x", 1, "no trajectory"), (id, float("inf"), "0 to 1"),
+        (id, 4, "score 4 is not from 0 to 1"), (id, cast(float, "good"), "'good' is no number"),
     ]  # fmt: skip
     for named, score, says in wrong:
         with pytest.raises(UsageError, match=says):

@@ -15,7 +15,7 @@ from reflux.agents.errors import UsageError
 from reflux.agents.types import Completion, TokenLogprob, ToolCall
 from reflux.cli.main import app
 from reflux.graphs.traces.database import SCHEMA
-from reflux.graphs.traces.search import Wanted, search
+from reflux.graphs.traces.search import Wanted, find_question, search
 from reflux.graphs.traces.store import TraceStore
 from reflux.graphs.traces.trajectories import (
     Feedback,
@@ -232,8 +232,9 @@ def test_commands_show_it_as_they_show_our_own(tmp_path: Path) -> None:
     done(writer.record(replace(WHOLE, key="2", outcome=None)))
     tree = load_tree(store, WHOLE.id)
     assert (tree.status, tree.answer, tree.calls, tree.tools) == ("ok", "Nobody", 2, 1)
-    asks = "plan, gpt-5 asks for search"
-    assert tree.steps == [asks, "tools runs search", asks]
+    asks = 'plan, gpt-5 asks for search {"q": "who"'
+    assert tree.steps == [asks, 'tools runs search {"q": "who" -> nobody', asks]
+    assert find_question(store, WHOLE.key)[0] == WHOLE.id
     assert [(node.path, node.question, node.answer) for node in tree.walk()][1:] == [
         ("/0.0.0", "agent", None),
         ("/0.0.0/0.0.1", "critic", "fine"),
@@ -250,7 +251,7 @@ def test_commands_show_it_as_they_show_our_own(tmp_path: Path) -> None:
     assert "recorded, url" in listed and "Nobody" in listed and "unfinished" in listed
     assert WHOLE.id in run("list", "--status", "ok")
     assert WHOLE.id not in run("list", "--status", "unfinished")
-    assert "Nobody" in run("show", WHOLE.id) and asks in run("show", WHOLE.id)
+    assert "Nobody" in run("show", WHOLE.id) and asks in run("show", WHOLE.key)
     page = tmp_path / "tree.html"
     run("page", WHOLE.id, "--out", str(page))
     text = page.read_text()

@@ -212,6 +212,22 @@ def test_open_webuis_bodies_are_answered(
             assert script.asked[-1][name] == body[name]
 
 
+GARAK: dict[str, Any] = {
+    "n": 1, "max_tokens": 150, "temperature": 0.7, "top_p": 1.0, "frequency_penalty": 0.0,
+    "presence_penalty": 0.0, "stop": ["#", ";"],
+}  # fmt: skip
+"""What garak's generator `openai.OpenAICompatible` sends by default."""
+
+
+@pytest.mark.parametrize("model", [X, "amplified:splits"])
+def test_garaks_requests_are_answered_by_models_and_by_trees(
+    server: tuple[str, Scripted], model: str
+) -> None:
+    with openai.OpenAI(base_url=f"{server[0]}/v1/", api_key="none", max_retries=0) as client:
+        got: Any = client.chat.completions.create(model=model, messages=PERU, **GARAK)
+    assert got.choices[0].message.content
+
+
 def test_a_langchain_model_behind_the_server_gets_tools_and_says_what_it_takes_not(
     tmp_path: Path, script: Scripted
 ) -> None:

@@ -504,6 +504,31 @@ def test_a_client_that_leaves_ends_the_call(raw: Raw, proxy: Recording, after: i
     assert soon(lambda: raw.left)
 
 
+def test_a_client_that_closes_a_stream_at_its_end_had_it_all(raw: Raw, proxy: Recording) -> None:
+    """As SDKs do at `[DONE]`, while the endpoint has not closed: the next turn finds the call."""
+    gone = threading.Event()
+    ends = [chunk(f"data: {json.dumps(delta('stop', content='hi'))}\n\n".encode()),
+            chunk(b"data: [DONE]\n\n")]  # fmt: skip
+
+    def respond(got: Got) -> Iterator[Part]:
+        yield from [STREAM, *ends, lambda: gone.wait(20), chunk(b": bye\n\n"), b"0\r\n\r\n"]
+
+    raw.respond = respond  # type: ignore[assignment]
+    for calls, turns in ((1, ["a"]), (2, ["a", "hi", "b"])):
+        with (
+            httpx2.Client(timeout=20) as client,
+            client.stream("POST", proxy.url + CHAT, json=asks(*turns, stream=True)) as response,
+        ):
+            next(line for line in response.iter_lines() if "[DONE]" in line)
+        assert proxy.trajectories(calls)
+    gone.set()
+    (trajectory,) = proxy.trajectories(2)
+    assert [(c.error, c.reply.text, c.reply.finish_reason) for c in trajectory.calls] == [
+        (None, "hi", "stop")
+    ] * 2
+    assert trajectory.outcome == RecordedOutcome("hi", "unchecked")
+
+
 def test_an_endpoint_that_is_not_there_is_a_502_with_its_remedy(tmp_path: Path) -> None:
     with recording(tmp_path, "http://127.0.0.1:9/v1") as proxy:
         response = httpx2.post(proxy.url + CHAT, json=asks("x"))

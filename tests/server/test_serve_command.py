@@ -45,6 +45,7 @@ def test_it_serves_the_endpoints_of_the_environment_and_the_config_until_interru
         os.kill(running.process.pid or 0, signal.SIGINT)
         ended = running.wait()
     assert ended.code == 130
+    assert ended.stderr.splitlines()[-1] == "reflux: stopped"
     assert "Traceback" not in ended.stderr
     assert "secret" not in ended.stdout + ended.stderr
 

@@ -8,7 +8,7 @@ from reflux.graphs.amplify.state import Outcome
 from reflux.graphs.ask import Amplified, System
 from reflux.graphs.recompute import check_editable, revise, revised_context, root_answer
 from reflux.graphs.traces.revisions import newest
-from reflux.graphs.traces.tree import find_question
+from reflux.graphs.traces.search import find_question
 
 
 @dataclass(frozen=True)

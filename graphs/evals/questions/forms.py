@@ -23,6 +23,7 @@ from jinja2 import TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from reflux.agents.errors import UsageError
+from reflux.agents.policy.data import untrusted
 from reflux.graphs.evals.questions.cells import flat_values, text_of, value_at
 from reflux.graphs.evals.questions.parts import (
     ANSWERS,
@@ -46,7 +47,8 @@ class Keys:
     answer: str = ""
     """A column, or a path such as `answers.text`."""
     template: str = ""
-    """Jinja: all columns by their names, beside `question`, `choices` and `context`."""
+    """Jinja: all columns by their names, beside `question`, `choices` and `context`; the filter
+    `untrusted` marks one as data, as in `{{ question }} {{ context | untrusted('passage') }}`."""
     optional: bool = False
     """Whether a record may lack its answer."""
     options: tuple[str, str, str] = ("--question-key", "--answer-key", "--prompt-template")
@@ -77,6 +79,7 @@ class Form:
         self._template, self._names = None, frozenset[str]()
         if keys.template:
             environment = ImmutableSandboxedEnvironment(keep_trailing_newline=False)
+            environment.filters["untrusted"] = untrusted
             try:
                 names = meta.find_undeclared_variables(environment.parse(keys.template))
                 self._template = environment.from_string(keys.template)

@@ -28,7 +28,7 @@ from reflux.graphs.traces.trajectories import Feedback, RecordedCall, RecordedOu
 
 NO_SCHEMA = "calls tools whose schemas the file does not hold"
 NO_REPLY = "no message of the assistant"
-HALF = "ends before the assistant's last reply: kept as unfinished"
+HALF = "ends in a tool call or before a reply: unfinished, which --unfinished learns"
 UNWEIGHED = "replies of weight 0 are context alone"
 IMAGES = "images and other parts that are no text are kept as references"
 ORPHANS = "tool results without the call that they answer"

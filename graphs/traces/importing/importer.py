@@ -39,6 +39,7 @@ LOOKS = (
     ({"question", "answer"}, "questions with answers, which `reflux eval --data` takes"),
 )
 """What a file of no known form looks like, by keys of its objects."""
+SCORES = "scores alone, which were added to what is on the record"
 IN_FLIGHT = 256
 """Trajectories that are handed to the writer before it is waited for."""
 
@@ -95,7 +96,10 @@ def import_files(
         for form, key, bodies in spool.traces():
             try:
                 trace = TRACERS[form].trace_of(key, [json.loads(body) for body in bodies])
-                intake.take(trajectory_of(trace))
+                if trace.spans or not trace.feedback:
+                    intake.take(trajectory_of(trace))
+                else:
+                    intake.score(Trajectory(key, trace.source, feedback=trace.feedback))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 report.leave_out(_reason(error), f"trace {key}")
     finally:
@@ -190,6 +194,21 @@ class Intake:
         report.forms[trajectory.source.removeprefix("import:")] += 1
         report.calls += len(fresh)
         report.remarks.update(found.remarks)
+
+    def score(self, trajectory: Trajectory) -> None:
+        """Store the scores of a trajectory whose calls came in by an earlier import.
+
+        Raises:
+            ValueError: they did not.
+        """
+        sql = "SELECT text FROM questions WHERE id = ?"
+        row = self._store and next(self._store.select(sql, (trajectory.id,)), None)
+        if not row:
+            raise ValueError("scores of a trace that is not on the record")
+        self._report.known += 1
+        self._report.remarks[SCORES] += 1
+        if self._writer is not None:
+            self._pending.append(self._writer.record(replace(trajectory, text=row["text"])))
 
     def _fresh(self, trajectory: Trajectory) -> Sequence[RecordedCall]:
         """The calls that are not on the record, which are stored."""

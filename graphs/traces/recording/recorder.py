@@ -122,7 +122,8 @@ def _reply_of(exchange: Exchange) -> ReplyBody:
         reply = read_reply(exchange.protocol, body, streamed, exchange.status)
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         reply = ReplyBody(error=f"the reply is of no known form: {error}; it begins {body[:200]!r}")
-    if exchange.failure:
+    had_all = exchange.was_left and reply.ended and not reply.error
+    if exchange.failure and not had_all:  # Clients close a stream once they have its end.
         return replace(reply, error=exchange.failure)
     if streamed and not reply.error and not reply.ended:
         return replace(reply, error="the stream ended before the reply did")

@@ -33,14 +33,16 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
         write_search,
     )
     from reflux.cli.evaluation.inputs import file_task_of
+    from reflux.graphs.attacks.agentdojo import dojo_cases
     from reflux.graphs.attacks.cases import SURFACES, Surface, file_cases, shipped_cases
     from reflux.graphs.attacks.found import figures
+    from reflux.graphs.attacks.garak import read_report
     from reflux.graphs.attacks.search import Search
     from reflux.graphs.attacks.techniques import TECHNIQUES
     from reflux.graphs.attacks.world import ARGUMENTS
     from reflux.graphs.evals.questions.forms import Keys
     from reflux.graphs.evals.runner import parse_systems
-    from reflux.report.terminal import OUT, emit, say, table_of
+    from reflux.report.terminal import OUT, emit, print_result, say, table_of
 
 MAX_CASES, MAX_QUERIES = 10_000, 100_000
 
@@ -82,6 +84,23 @@ def attack(
     ] = None,
     question_key: Annotated[str, typer.Option(help="Column of the question.")] = "",
     answer_key: Annotated[str, typer.Option(help="Column of the answer.")] = "",
+    agentdojo: Annotated[
+        str,
+        typer.Option(
+            help="Attack the users' tasks of this suite of AgentDojo instead: workspace, travel, "
+            "banking or slack.",
+            metavar="SUITE",
+        ),
+    ] = "",
+    garak: Annotated[
+        Path | None,
+        typer.Option(
+            help="Ask nothing: show this report of garak's.",
+            metavar="REPORT",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
     model: Model = None,
     base: BaseName = "",
     overseer: Annotated[
@@ -92,16 +111,26 @@ def attack(
     technique: Annotated[
         list[str] | None,
         typer.Option(
-            help="plain, template, paraphrase, encoded, split, bait or suffix; may be repeated. "
-            "Default: all."
+            help="plain, template, paraphrase, encoded, split, bait, forged or suffix; may be "
+            "repeated. Default: all."
         ),
     ] = None,
     attacks: Annotated[
         Path | None,
         typer.Option(
-            help="Try these first: rows or attempts of an earlier search.", metavar="FILE"
+            help="Try these first: rows or attempts of a search.",
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
         ),
     ] = None,
+    teacher: Annotated[
+        str,
+        typer.Option(
+            help="System whose answers without an attack the rows teach. Default: each its own.",
+            metavar="SYSTEM",
+        ),
+    ] = "",
     depth: Annotated[
         list[int] | None,
         typer.Option(help="Levels of sub-questions; repeat it to compare. Default: 2.", min=1),
@@ -114,7 +143,7 @@ def attack(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for attempts.jsonl, attack.json, rows.jsonl and held_out.jsonl.",
+            help="Folder for figures, a chart, attempts, rows.jsonl and held_out.jsonl.",
             metavar="DIR",
         ),
     ] = None,
@@ -125,21 +154,31 @@ def attack(
     An adversary writes a part of each request's documents. It wants tools called that nobody asked
     for, and its own number as the answer. The model `obedient` obeys whatever it reads.
     """
+    if garak is not None:
+        _show_report(garak, as_json)
+        return
     folder, keys = folder_of(run, base), parse_systems(systems)
     for name in technique or ():
         check_choice("--technique", name, TECHNIQUES)
+    if teacher and teacher not in keys:
+        raise UsageError(f"--teacher {teacher} is none of --systems {systems}; name one of them")
     if data is None and tool:
         raise UsageError("--tool is for --data: the shipped cases have their own tools")
-    if data is not None:
+    tools: tuple[str, ...] = ()
+    if data is not None and agentdojo:
+        raise UsageError("--data and --agentdojo are two sources of requests: leave one out")
+    if agentdojo:
+        made = dojo_cases(agentdojo, cases)
+    elif data is not None:
         made = file_cases(file_task_of(data, Keys(question_key, answer_key, ""), "", cases), cases)
-        tools: tuple[str, ...] = ()
     else:
         tools = tuple(ARGUMENTS) if acts else ("read",)
         check_choice("--surface", surface, SURFACES)
         made = shipped_cases(cases, level, seed, cast("Surface", surface), acts)
+    source = "agentdojo" if agentdojo else "shipped" if data is None else "file"
     known = known_attacks(attacks) if attacks is not None else []
     plan = AttackPlan(
-        keys, made, tools, overseer, data is None, tuple(tool or ()), tuple(depth or (2,)),
+        keys, made, tools, overseer, source, tuple(tool or ()), tuple(depth or (2,)),
         calls, tokens, max_tokens, seed, concurrency or 32,
     )  # fmt: skip
     search = Search(
@@ -151,13 +190,30 @@ def attack(
     found = run_async(attack_all(folder, plan, search, model))
     body = {"seed": seed, "queries": queries, "systems": [figures(each) for each in found]}
     if out is not None:
-        write_search(out, body, found, plan)
+        write_search(out, body, found, plan, teacher)
     if as_json:
         emit(body)
         return
     OUT.print(_table(body["systems"]))
     if out is not None:
         say(f"attempts, figures and rows: {out}")
+
+
+def _show_report(path: Path, as_json: bool) -> None:
+    name, rates = read_report(path)
+    body = {"model": name, "probes": [rate.to_json() for rate in rates]}
+    rows = [
+        (
+            each["probe"],
+            each["detector"],
+            f"{each['hits']}/{each['n']}",
+            "{:.1%} to {:.1%}".format(*each["rate_95"]),
+        )
+        for each in body["probes"]
+    ]
+    title = f"garak on {name or 'a model without a name'}"
+    headings = ("probe", "detector", "got through", "95%")
+    print_result(body, table_of(headings, rows, title=title, right=headings[2:]), as_json)
 
 
 def _table(systems: Sequence[Mapping[str, Any]]) -> Any:

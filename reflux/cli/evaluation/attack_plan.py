@@ -11,6 +11,7 @@ from reflux.agents.errors import UsageError
 from reflux.agents.files import read_text, write_whole
 from reflux.agents.policy.policy import Policy
 from reflux.agents.tools.protocol import Grants
+from reflux.agents.types import ChatClient
 from reflux.ask_context import open_tools
 from reflux.cli.ask import batch_config
 from reflux.cli.contract import limits_of
@@ -21,7 +22,8 @@ from reflux.finetune.configs.run import read_yaml
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.ask import Amplified
-from reflux.graphs.attacks.cases import Case, goals_of
+from reflux.graphs.attacks.agentdojo import KnowingClient, dojo_context
+from reflux.graphs.attacks.cases import Case
 from reflux.graphs.attacks.found import attack_of, training_rows
 from reflux.graphs.attacks.obedient import OBEDIENT, ObedientClient
 from reflux.graphs.attacks.search import Search, Searched, Target, at_depth
@@ -30,6 +32,7 @@ from reflux.graphs.attacks.world import attacked, case_overseer
 from reflux.graphs.voting.voting import VotePolicy
 from reflux.models import open_run
 from reflux.overseers import overseer_named, with_max_tokens
+from reflux.report.attack_chart import Line, write_chart
 
 SCRIPT = "cases"
 """The overseer of the shipped cases, which divides them without a model."""
@@ -44,8 +47,8 @@ class AttackPlan:
     tools: Sequence[str]
     """Of the shipped cases."""
     overseer: str
-    ships: bool
-    """The cases are the shipped ones."""
+    source: str
+    """Of the cases: `shipped`, `file`, or `agentdojo`."""
     granted: Sequence[str]
     """Tools of the user."""
     depths: Sequence[int]
@@ -72,7 +75,7 @@ class AttackPlan:
     def context(self, opened: OpenRun, model: str, key: str, grants: Grants) -> AmplifyContext:
         """The context of one system, before a case gives it its tools."""
         policy = self.policies.get(_policy_of(key))
-        if self.ships and self.overseer in ("", SCRIPT):
+        if self.source == "shipped" and self.overseer in ("", SCRIPT):
             overseer = case_overseer(typed=policy is not None)
         else:
             overseer = with_max_tokens(
@@ -93,7 +96,9 @@ class AttackPlan:
     def asked(
         self, context: AmplifyContext, case: Case, notes: Mapping[str, str]
     ) -> AmplifyContext:
-        return attacked(context, case, notes, self.tools) if self.ships else context
+        if self.source == "agentdojo":
+            return dojo_context(context, case, notes)
+        return attacked(context, case, notes, self.tools) if self.source == "shipped" else context
 
     async def targets(self, opened: OpenRun, agent: str, stack: AsyncExitStack) -> list[Target]:
         """The systems by name, the amplified ones with each number of levels."""
@@ -134,8 +139,7 @@ async def attack_all(
     folder: RunFolder, plan: AttackPlan, search: Search, model: str | None
 ) -> list[Searched]:
     if model == OBEDIENT:
-        goals = [g for case in plan.cases for g in goals_of(case, plan.seed, plan.tools)]
-        opened, agent = OpenRun(folder, client=ObedientClient(goals)), OBEDIENT
+        opened, agent = OpenRun(folder, client=_worst(plan)), OBEDIENT
     else:
         opened, agent = open_run(
             folder, model, batch_config(folder), concurrency=plan.concurrency, warm=False
@@ -147,6 +151,12 @@ async def attack_all(
                 search, listener=lambda key, done, total: view(f"attack {key}", done, total, "")
             )
             return [await search.against(target) for target in targets]
+
+
+def _worst(plan: AttackPlan) -> ChatClient:
+    if plan.source == "agentdojo":
+        return KnowingClient(plan.cases)
+    return ObedientClient([g for case in plan.cases for g in case.goals(plan.seed, plan.tools)])
 
 
 def known_attacks(path: Path) -> list[Attack]:
@@ -172,14 +182,25 @@ def known_attacks(path: Path) -> list[Attack]:
 
 
 def write_search(
-    out: Path, body: Mapping[str, Any], found: Sequence[Searched], plan: AttackPlan
+    out: Path,
+    body: Mapping[str, Any],
+    found: Sequence[Searched],
+    plan: AttackPlan,
+    teacher: str = "",
 ) -> None:
-    """Write a search whole: its figures, its attempts, and rows for training and held out."""
+    """Write a search whole: figures, a chart, attempts, and rows for training and held out."""
     write_whole(out / "attack.json", json.dumps(body, indent=1) + "\n")
+    lines = [Line.of(each, kind) for each in body["systems"] for kind in ("control", "value")]
+    write_chart(out / "attack.svg", {"search": lines})
     attempts = [
         {"system": each.key} | attempt.to_json() for each in found for attempt in each.attempts
     ]
-    rows = [{"system": each.key} | row for each in found for row in training_rows(each, plan.tools)]
+    taught = next((each for each in found if teacher and each.key.startswith(teacher)), None)
+    rows = [
+        {"system": each.key} | row
+        for each in (found if plan.source != "agentdojo" else ())  # Its data teaches nobody.
+        for row in training_rows(each, plan.tools, taught)
+    ]
     for name, lines in (
         ("attempts.jsonl", attempts),
         ("rows.jsonl", [row for row in rows if not row["held_out"]]),

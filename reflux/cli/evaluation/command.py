@@ -25,6 +25,7 @@ from reflux.cli.contract import (
     Json,
     Model,
     OutputKey,
+    Policy,
     Route,
     RunDir,
     TaskName,
@@ -58,6 +59,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     )
     from reflux.cli.human_input import interruptible
     from reflux.cli.progress import ProgressView
+    from reflux.file_options import recorded_policy
     from reflux.finetune.run_folder import RunFolder
     from reflux.graphs.evals.eval_task import EvalTask, LevelEvalTask
     from reflux.graphs.evals.questions.forms import Keys
@@ -139,6 +141,7 @@ def evaluate_systems(
     candidates: Candidates = None,
     route: Route = None,
     demos: Demos = None,
+    policy: Policy = None,
     tool: Tools = None,
     compare: Annotated[
         list[str] | None,
@@ -208,7 +211,8 @@ def evaluate_systems(
         if data or task or level:
             raise UsageError("--replay asks recorded calls: leave --data, --task and --level out")
         again_of = replays.ReplayPlan.of(replay, where, keys, limit, score, concurrency)
-        _replay(folder, again_of, model, config, out, as_json)
+        endpoints = config_endpoints(read_serve_config(config))
+        replays.ask_again(folder, again_of, model, endpoints, out, as_json=as_json)
         return
     graph_options = graph_options_of(input_key, output_key, configurable, context)
     pairs = pairs_of(compare or [], keys)
@@ -219,7 +223,7 @@ def evaluate_systems(
             f"{EQUAL_TOKENS} needs the tokens of all questions, and --until-decided asks fewer: "
             "name the number of votes, for example best-of-8"
         )
-    settings = Settings(depth, calls, tokens, seconds)
+    settings = Settings(depth, calls, tokens, seconds, policy=recorded_policy(policy))
     if data is None:
         if score or overseer or max_tokens or question_key or answer_key or prompt_template:
             raise UsageError(
@@ -289,28 +293,6 @@ def evaluate_systems(
             say(f"answers, figures and a page with charts: {out}")
     if results.failures:
         raise RefluxError(f"{results.failure}; answers left unscored: {results.failures}")
-
-
-def _replay(
-    folder: RunFolder,
-    plan: replays.ReplayPlan,
-    model: str | None,
-    config: Path | None,
-    out: Path | None,
-    as_json: bool,
-) -> None:
-    """Ask recorded calls again, and print how the replies compare."""
-    endpoints = config_endpoints(read_serve_config(config))
-    results = run_async(replays.replay(folder, plan, model, endpoints))
-    if out is not None:
-        replays.write(out, plan, results)
-    if as_json:
-        emit(replays.to_json(plan, results))
-        return
-    for table in replays.tables(results):
-        OUT.print(table)
-    if out is not None:
-        say(f"every reply beside the recorded one: {out}")
 
 
 async def _evaluate(

@@ -10,6 +10,7 @@ from typing import Any
 
 from reflux.agents.budget import Price
 from reflux.agents.overseers.demonstrations import Demonstrations
+from reflux.agents.policy.policy import Policy
 from reflux.agents.tools.protocol import Grants
 from reflux.ask_context import open_tools
 from reflux.cli.contract import MARGIN, limits_of
@@ -40,6 +41,8 @@ FIRST_LOOK, LOOK_GROWTH = 20, 1.25
 """Questions before --until-decided looks for the first time, and how many times more from look to
 look."""
 JUDGED_AT_ONCE = 32
+ADDED = ("candidates", "route", "policy")
+"""Settings that answers of earlier versions were recorded without."""
 NONE: Grants = {}
 
 
@@ -61,11 +64,13 @@ class Settings:
     """Of an answer to a file's question; a task has its own limit."""
     system: str = ""
     """The system message of a file."""
+    policy: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What untrusted text may reach, as `AskOptions` record it."""
 
     def recorded(self) -> dict[str, Any]:
         """The settings as the answers record them. Those that answers of before they existed lack
         are left out where they change nothing, so that such answers are found."""
-        return {k: v for k, v in vars(self).items() if v or k not in ("candidates", "route")}
+        return {k: v for k, v in vars(self).items() if v or k not in ADDED}
 
     def context(
         self,
@@ -85,6 +90,7 @@ class Settings:
             limits=limits,
             seed=seed,
             weighing=Weighing.of(self.candidates),
+            policy=Policy.of(self.policy or None),
         )
         if self.overseer:
             overseer = with_demos(overseer_named(self.overseer), demos)

@@ -15,6 +15,7 @@ from reflux.agents.clients.endpoints import Endpoint, close_clients
 from reflux.agents.errors import UsageError
 from reflux.agents.files import write_json, write_whole
 from reflux.cli.ask import batch_config
+from reflux.cli.contract import run_async
 from reflux.cli.evaluation.plan import Settings
 from reflux.cli.evaluation.systems import SystemSpecs, is_graph
 from reflux.cli.progress import ProgressView
@@ -33,7 +34,7 @@ from reflux.graphs.evals.replay import (
 from reflux.graphs.traces.database import reading
 from reflux.graphs.traces.selection import selecting
 from reflux.models import open_run
-from reflux.report.terminal import table_of
+from reflux.report.terminal import OUT, emit, say, table_of
 
 if TYPE_CHECKING:
     from reflux.graphs.evals.runner import SystemSpec
@@ -213,3 +214,25 @@ def write(out: Path, plan: ReplayPlan, results: Mapping[str, Sequence[Comparison
     ]
     write_whole(out / "replay.jsonl", "".join(f"{line}\n" for line in lines))
     write_json(out / "replay.json", to_json(plan, results))
+
+
+def ask_again(
+    folder: RunFolder,
+    plan: ReplayPlan,
+    model: str | None,
+    endpoints: Mapping[str, Endpoint],
+    out: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Ask recorded calls again, and print how the replies compare."""
+    results = run_async(replay(folder, plan, model, endpoints))
+    if out is not None:
+        write(out, plan, results)
+    if as_json:
+        emit(to_json(plan, results))
+        return
+    for table in tables(results):
+        OUT.print(table)
+    if out is not None:
+        say(f"every reply beside the recorded one: {out}")

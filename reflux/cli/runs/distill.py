@@ -53,7 +53,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.finetune.roles.rows import RoleRows, TreeRole, rows_of_role
     from reflux.finetune.run_folder import RunFolder
     from reflux.graphs.evals.task import Task
-    from reflux.report.terminal import ERR, command, counted, emit, plain, print_result, say
+    from reflux.report.terminal import ERR, OUT, command, counted, emit, plain, print_result, say
     from reflux.tasks import run_task
 
     if TYPE_CHECKING:
@@ -172,9 +172,9 @@ def distill(
             if report is not None:
                 write_report(shown, report)
             if dry_run:
-                print_result(shown.to_json(), data_view(shown), as_json)
+                print_result(shown.to_json(), data_view(shown, OUT), as_json)
                 return
-            ERR.print(data_view(shown))
+            ERR.print(data_view(shown, ERR))
         elif prepared.counts.left_out.counts:
             ERR.print(plain(f"left out: {prepared.counts.left_out.note}"), soft_wrap=True)
         pairs = pairs_for(folder, choice, settings)
