@@ -10,13 +10,17 @@ from typing import Any
 
 from reflux.finetune.cancelling import cancellable
 from reflux.finetune.configs.engine import AGENT, EngineSpec, engine_spec
+from reflux.finetune.configs.targets import TargetConfig
 from reflux.finetune.data.conversations import is_plain
 from reflux.finetune.data.rows import Row, reply_of
 from reflux.finetune.defences.rewriting import REWRITE, can_rewrite, says_the_same
 from reflux.finetune.stages import Stages
+from reflux.finetune.targets.evidence import with_evidence
 from reflux.graphs.amplify.state import is_accepted
 from reflux.graphs.ask import Amplified
 
+INFORMED = TargetConfig(kind="tokens")
+"""Has rows keep the prompt with the sub-answers of their questions."""
 MAX_TOKENS = 512
 """Of a rewriting."""
 
@@ -107,7 +111,8 @@ async def _masked(stages: Stages, rows: list[Row], counts: Counter[str]) -> list
         return rows  # The agent was the reference.
     other = None if reference == "base" else registry.get(reference).path
     places = _places(rows)
-    bodies = [rows[place].train() for place in places]
+    informed = with_evidence(stages.run.store, (rows[place] for place in places), INFORMED)
+    bodies = [row.train() for row in informed]
     base = stages.run.folder.base
     stages.progress("look for divergent tokens", 0, 1, "")
     found = await cancellable(lambda stop: divergent_tokens(base, agent.path, other, bodies))

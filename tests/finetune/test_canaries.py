@@ -17,6 +17,7 @@ from reflux.finetune.configs.canaries import CanaryConfig
 from reflux.finetune.configs.run import RoundsConfig, RoundSpec
 from reflux.finetune.data.rows import Row
 from reflux.finetune.gates import GateConfig
+from reflux.report.rounds_tables import behavior_line
 from tests.support.small_runs import run_small
 from tests.support.sums import add
 
@@ -151,3 +152,6 @@ async def test_a_run_reports_behaviors_and_refuses_the_student_that_lost_one(
     gates = {gate["name"]: gate for gate in reports[1]["gates"]}
     assert not gates["behavior"]["passed"] or not gates["bias"]["passed"]
     assert not gates["bias"]["passed"] and not reports[1]["promoted"]
+    line = behavior_line(second)
+    assert "refuses 0.00 (base 1.00)" in line and "against the control" in line
+    assert behavior_line(None) == ""
