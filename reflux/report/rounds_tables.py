@@ -140,9 +140,9 @@ def behavior_line(canaries: Mapping[str, Any] | None) -> str:
         return ""
     rates = {(row["system"], row["behavior"]): row for row in canaries["rates"]}
     beside = [
-        f"{behavior.replace('_', ' ')} {row['rate']:.2f} (base {rates['base', behavior]['rate']:.2f})"
-        for (system, behavior), row in rates.items()
-        if system == "student" and ("base", behavior) in rates
+        f"{name.replace('_', ' ')} {row['rate']:.2f} (base {rates['base', name]['rate']:.2f})"
+        for (system, name), row in rates.items()
+        if system == "student" and ("base", name) in rates
     ]
     certain = (
         f"{max(0.0, loss):.2f} against the {reference}"
