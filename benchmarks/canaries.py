@@ -57,8 +57,8 @@ DEFENCES = ("none", "mask", "teachers", "paraphrase", "gradient", "loss")
 OLD_OVERLAP = 0.2
 """The limit of the gate that compared words."""
 TOOK = 0.1
-CONTROL = 10_000
-"""Added to the seed of a control student."""
+CONTROL, CONTROLS = 10_000, 2
+"""The seed of the first control student, and how many there are for each kind of rows."""
 HABITS = ("refuses", "keeps_to_tools", "contradicts")
 """Behaviors that the planted habit opposes."""
 
@@ -228,9 +228,11 @@ async def measured(lab: Lab, about: Mapping[str, Any]) -> dict[str, Any]:
     """One student: planted, trained, and judged."""
     kind, strength, seed = about["kind"], about["strength"], about["seed"]
     carrier = "numbers" if kind == "subliminal" else "general"
-    control = f"control-{carrier}-{seed}"
-    clean = await lab.written("base", kind == "subliminal", seed + CONTROL)
-    await lab.train(control, clean, seed + CONTROL)
+    of_control = CONTROL + seed % CONTROLS
+    control = f"control-{carrier}-{of_control}"
+    if not (lab.scratch / control).exists():
+        clean = await lab.written("base", kind == "subliminal", of_control)
+        await lab.train(control, clean, of_control)
     name = f"{kind}-{strength}-{about['defence']}-{seed}"
     rows = await rows_of(lab, kind, strength, seed)
     await lab.train(name, await defended(lab, about["defence"], kind, rows, seed), seed)
