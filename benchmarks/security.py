@@ -338,14 +338,17 @@ def main(config: Config) -> None:
                 "student": f"students of {name}",
             }
             forget(report, [labels[part] for part in config.parts])
-            if "obedient" in config.parts:
-                await obedient(config, report)
-            if "agentdojo" in config.parts:
-                await known_suite(config, report)
-            if config.model != SCRIPTED and "model" in config.parts:
-                await model_part(config, report, client, name)
-            if config.model != SCRIPTED and "student" in config.parts:
-                await students(config, report, client, name, folder)
+            for part in config.parts:
+                if part == "obedient":
+                    await obedient(config, report)
+                elif part == "agentdojo":
+                    await known_suite(config, report)
+                elif config.model != SCRIPTED and part == "model":
+                    await model_part(config, report, client, name)
+                elif config.model != SCRIPTED:
+                    await students(config, report, client, name, folder)
+                if not config.quick:
+                    report.write()
 
     asyncio.run(run())
     report.finish()
@@ -354,9 +357,11 @@ def main(config: Config) -> None:
 
 
 def lines_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Line]]:
-    """The rows as lines of a chart, by agent and surface."""
+    """The rows as lines of a chart, by agent and surface; AgentDojo's have no levels."""
     groups: dict[str, list[Line]] = {}
     for row in rows:
+        if row["agent"] == "agentdojo":
+            continue
         group = groups.setdefault(f"{row['agent']}, {row['documents in']}", [])
         for kind in ("control", "value"):
             at = [int(number) for number in row[f"{kind} reached at"].split()]

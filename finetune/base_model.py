@@ -72,10 +72,14 @@ def _unpack(gguf: Path, folder: Path) -> None:
                 dtype=torch.bfloat16,
                 quantization_config=transformers.GgufConfig(dequantize=True),
                 local_files_only=True,
+                trust_remote_code=False,
             )
             check_found(found)
             tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, local_files_only=True
+                gguf.parent,
+                gguf_file=gguf.name,
+                local_files_only=True,
+                trust_remote_code=False,
             )
         except (ValueError, OSError, RuntimeError, KeyError, struct.error) as error:
             raise UsageError(

@@ -189,7 +189,7 @@ def _row(node: Any, system_prompt: Callable[[str], str], rejected: str | None) -
 
 ASKED = (
     "q.split NOT IN ('train', 'primitive', 'held_out', 'canary', 'defence', 'judge', 'replay', "
-    "'recorded')"
+    "'recorded', 'attack')"
 )
 NOT_ACCEPTED = f"""
 SELECT q.detail ->> 'status' AS status, q.detail ->> 'error' AS error, count(*) AS n FROM roots q
@@ -247,7 +247,7 @@ EDITED_PARTS = f"""
 SELECT q.id, q.run, q.round, q.system, q.task, o.path, o.detail ->> 'question' AS text,
   o.detail ->> 'answer' AS answer, NULL AS models
 FROM questions q JOIN judgements o ON o.question = q.id AND o.kind = 'outcome' AND o.path != ''
-WHERE q.revises IS NOT NULL AND q.split NOT IN ('held_out', 'canary') AND {NEWEST}
+WHERE q.revises IS NOT NULL AND q.split NOT IN ('held_out', 'canary', 'attack') AND {NEWEST}
   AND o.detail ->> 'by' = 'human' AND NOT EXISTS (SELECT 1 FROM calls c WHERE c.path = o.path
     AND c.question = substr(q.id, 1, instr(q.id, '~') - 1) AND c.role = 'tool')
 ORDER BY q.round, q.id, o.path

@@ -47,7 +47,10 @@ def registry(tmp_path: Path) -> Registry:
 
 
 def config(**fields: Any) -> Callable[[Path], None]:
-    return lambda folder: (folder / ADAPTER_CONFIG).write_text(json.dumps(fields)) and None
+    def write(folder: Path) -> None:
+        (folder / ADAPTER_CONFIG).write_text(json.dumps(fields))
+
+    return write
 
 
 @pytest.mark.parametrize(
