@@ -323,7 +323,7 @@ TEXTS = st.text(max_size=40) | st.sampled_from(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(document=TEXTS, mail=TEXTS, says=st.lists(TEXTS, min_size=1, max_size=3))
 def test_no_text_changes_which_calls_are_made(
     tmp_path_factory: pytest.TempPathFactory, document: str, mail: str, says: list[str]
