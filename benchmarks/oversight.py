@@ -9,9 +9,10 @@ inner node with its parts.
     again    the model answers anew, and whatever differs is doubted
     person   `--person NAME`: you do; what you decided is kept with `--more`
 
-Figures by number of leaves: the share of wrong trees that are flagged and that of right ones, the
-area under the ROC curve (of a wrong tree and the same one without its wrong leaf, how often the
-former is doubted more; 0.5 is a guess), and how often the wrong leaf is the most doubted one.
+Figures by number of leaves: the share of wrong trees that are doubted by more than 0.5, and that of
+right ones; the share at the limit above which one right tree in ten is doubted, too; the area under
+the ROC curve (of a wrong tree and the same one without its wrong leaf, how often the former is
+doubted more; 0.5 is a guess); and how often the wrong leaf is the most doubted one.
 
 Claim: at the largest size, a checker that sees the tree is not worse than one that does not.
 """
@@ -162,6 +163,10 @@ def row_of(head: Mapping[str, Any], view: str, pairs: Sequence[Judged]) -> dict[
     row["false alarms 95%"] = [round(end, 3) for end in wilson(flagged[1], n)]
     row["area"] = round(sum(pair.better for pair in pairs) / n, 3)
     row["area 95%"] = [round(end, 3) for end in bootstrap([(p.better, 1) for p in pairs], 0)]
+    doubts = sorted(max(pair.clean.values()) for pair in pairs)
+    limit = doubts[math.ceil(0.9 * n) - 1]
+    found = sum(max(pair.wrong.values()) > limit for pair in pairs)
+    row["found at 10% false alarms"] = round(found / n, 3)
     if view == "tree":
         row["leaf named"] = round(sum(pair.located for pair in pairs) / n, 3)
     return row
