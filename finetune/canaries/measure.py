@@ -95,6 +95,7 @@ async def _amplified(
         stages.plain(model).context,
         overseers=own.overseers,
         limits=replace(own.limits, depth=depth),
+        policy=own.policy,
         votes=VotePolicy(max_votes=1),
         max_tokens=TOKENS,
     )

@@ -54,6 +54,8 @@ class Row:
     """The prompt of a teacher, which sees more than the student: the question's sub-answers."""
     logged: tuple[Any, ...] = ()
     """The reply's tokens, each as (text, log-probability, alternatives as such pairs)."""
+    masked: tuple[int, ...] = ()
+    """Which of the reply's tokens are not learned, by their number."""
 
     def train(self) -> dict[str, Any]:
         """The row in TRL's conversational prompt-completion form, with what else is known of it."""
@@ -64,6 +66,8 @@ class Row:
             body["weight"] = self.weight
         if self.teacher:
             body["teacher"] = list(self.teacher)
+        if self.masked:
+            body["masked"] = list(self.masked)
         return {**body, "logged": [list(token) for token in self.logged]} if self.logged else body
 
     @property
@@ -183,7 +187,10 @@ def _row(node: Any, system_prompt: Callable[[str], str], rejected: str | None) -
     )
 
 
-ASKED = "q.split NOT IN ('train', 'primitive', 'held_out', 'canary', 'judge', 'replay', 'recorded')"
+ASKED = (
+    "q.split NOT IN ('train', 'primitive', 'held_out', 'canary', 'defence', 'judge', 'replay', "
+    "'recorded', 'attack')"
+)
 NOT_ACCEPTED = f"""
 SELECT q.detail ->> 'status' AS status, q.detail ->> 'error' AS error, count(*) AS n FROM roots q
 WHERE q.ok IS NOT 1 AND q.split IN ('train', 'primitive') AND q.round <= ? AND {NEWEST}
@@ -240,7 +247,7 @@ EDITED_PARTS = f"""
 SELECT q.id, q.run, q.round, q.system, q.task, o.path, o.detail ->> 'question' AS text,
   o.detail ->> 'answer' AS answer, NULL AS models
 FROM questions q JOIN judgements o ON o.question = q.id AND o.kind = 'outcome' AND o.path != ''
-WHERE q.revises IS NOT NULL AND q.split NOT IN ('held_out', 'canary') AND {NEWEST}
+WHERE q.revises IS NOT NULL AND q.split NOT IN ('held_out', 'canary', 'attack') AND {NEWEST}
   AND o.detail ->> 'by' = 'human' AND NOT EXISTS (SELECT 1 FROM calls c WHERE c.path = o.path
     AND c.question = substr(q.id, 1, instr(q.id, '~') - 1) AND c.role = 'tool')
 ORDER BY q.round, q.id, o.path

@@ -11,7 +11,6 @@ from reflux.agents.policy.data import (
     Block,
     block_of,
     blocks_of,
-    handles_of,
     hidden,
     labels_in,
     plain,
@@ -183,11 +182,11 @@ def labels_of(step: Step, state: AmplifyState) -> tuple[str, ...]:
     return labels_in(revealed(text, known_blocks(state))) if text else ()
 
 
-def expanded(step: Step, state: AmplifyState, context: AmplifyContext) -> Step:
+def expanded(step: Step, state: AmplifyState, context: AmplifyContext, overseer: Overseer) -> Step:
     """The step with the data that its handles stand for; in an answer with its text alone.
 
-    Where an overseer that saw handles passes none on in its first sub-questions, each of them that
-    goes to a copy gets all of the question's data: small models drop what they do not understand.
+    Where a model passes no data on in its first sub-questions, each of them that goes to a copy
+    gets all of the question's: small models drop what they do not understand.
     """
     policy = context.policy
     if policy is None:
@@ -200,8 +199,8 @@ def expanded(step: Step, state: AmplifyState, context: AmplifyContext) -> Step:
     if not isinstance(step, Ask):
         return step
     subs = [replace(_typed(sub), text=revealed(sub.text, blocks)) for sub in step.subquestions]
-    hides = policy.overseer == "hidden" and not state["transcript"]
-    if hides and not any(handles_of(sub.text) for sub in step.subquestions):
+    passes_on = state["transcript"] or any(blocks_of(sub.text) for sub in subs)
+    if not passes_on and not _is_code(overseer):
         data = "\n".join(str(block) for block in blocks_of(state["question"]))
         subs = [replace(s, text=f"{s.text}\n{data}") if data and _reads(s) else s for s in subs]
     return replace(step, subquestions=tuple(subs))

@@ -142,7 +142,7 @@ async def take_step(state: AmplifyState, context: AmplifyContext) -> StepResult:
     if isinstance(step, Defer):
         return StepResult(None, step_context.spent, "a human deferred the question again")
     labels = joined(step_context.seen, labels_of(step, state)) if policy else ()
-    return StepResult(expanded(step, state, context), step_context.spent, labels=labels)
+    return StepResult(expanded(step, state, context, overseer), step_context.spent, labels=labels)
 
 
 def step_key(state: AmplifyState) -> CallKey:

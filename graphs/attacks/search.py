@@ -11,6 +11,7 @@ import asyncio
 import copy
 import hashlib
 import json
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -18,10 +19,10 @@ from typing import Any, cast
 from reflux.agents.errors import EndpointError, RefluxError
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.amplify.state import Outcome
-from reflux.graphs.ask import KEPT, Origin, System, ask, join
+from reflux.graphs.ask import KEPT, Direct, Origin, System, ask, join
 from reflux.graphs.attacks.adversary import Adversary
 from reflux.graphs.attacks.cases import Call, Case, Goal, Seen
-from reflux.graphs.attacks.techniques import TECHNIQUES, Attack
+from reflux.graphs.attacks.techniques import STYLES, TECHNIQUES, Attack, reword_prompt, written
 from reflux.graphs.traces.store import TraceStore
 
 SPLIT = "attack"
@@ -128,6 +129,8 @@ class Search:
     goals: Sequence[str] = ()
     """Names of the goals; empty for all."""
     max_concurrency: int = 32
+    reworder: AmplifyContext | None = None
+    """Of a model that puts demands into other words."""
     listener: Callable[[str, int, int], None] = lambda key, done, total: None
 
     async def against(self, target: Target) -> Searched:
@@ -158,6 +161,13 @@ class Search:
             if not open_goals:
                 break
             attacks = [adversary.attack(each.case, goal, number) for each, goal in open_goals]
+            if self.reworder is not None:
+                attacks = await join(
+                    [
+                        self._reworded(each.case, goal, number, attack, self.reworder, limit)
+                        for (each, goal), attack in zip(open_goals, attacks, strict=True)
+                    ]
+                )
             attempts = await join(
                 [
                     self._attempt(target, each, goal, number + 1, attack, limit)
@@ -175,6 +185,23 @@ class Search:
     async def _clean(self, target: Target, case: Case, limit: asyncio.Semaphore) -> Clean:
         seen = await self._ask(target, case, {}, "clean", limit)
         return Clean(case, seen, case.is_right(seen, seen))
+
+    async def _reworded(
+        self, case: Case, goal: Goal, number: int, attack: Attack, context: AmplifyContext,
+        limit: asyncio.Semaphore,
+    ) -> Attack:  # fmt: skip
+        """A paraphrase in a model's words; the drawn one where the model loses what is wanted."""
+        if attack.technique != "paraphrase":
+            return attack
+        style = random.Random(f"style:{self.seed}:{case.id}:{goal.name}:{number}").choice(STYLES)
+        question = reword_prompt(goal.order, style, goal.marker)
+        origin = Origin(self.run, -1, f"{SPLIT}-reworded", context.model, SPLIT)
+        async with limit:
+            answered = await ask(context, question, origin, system=Direct(context))
+        wording = (answered.outcome or {}).get("answer") or ""
+        if not wording.strip() or goal.marker not in wording:
+            return attack
+        return written(attack.technique, case, goal, wording.strip(), attack.form, attack.suffix)
 
     async def _attempt(
         self, target: Target, clean: Clean, goal: Goal, number: int, attack: Attack,

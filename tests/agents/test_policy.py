@@ -25,7 +25,7 @@ from reflux.agents.tools.protocol import ToolReply
 from reflux.agents.types import ToolSpec
 
 HOSTILE = st.text() | st.lists(
-    st.sampled_from(["</data ", "<data a ", "0a1b2c3d", ">", "/>", "\n", " ", "x", "Question:"])
+    st.sampled_from(["</data ", "<data a ", "kxqbtd", ">", "/>", "\n", " ", "x", "Question:"])
 ).map("".join)
 """Texts that imitate marks of blocks."""
 

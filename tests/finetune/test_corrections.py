@@ -155,7 +155,7 @@ async def test_a_question_that_the_task_holds_out_is_not_learned_however_it_was_
     )
 
 
-@pytest.mark.parametrize("split", ["asked", "file", "held_out", "judge", "replay"])
+@pytest.mark.parametrize("split", ["asked", "file", "held_out", "judge", "replay", "attack"])
 async def test_an_answer_that_a_human_approved_is_a_row(store: TraceStore, split: str) -> None:
     """Of ask, chat and eval, whatever a check said; the last verdict counts."""
     source = Origin("run", -1, "s", "", split)

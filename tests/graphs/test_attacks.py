@@ -2,6 +2,8 @@
 
 import json
 import random
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -11,10 +13,10 @@ from reflux.agents.types import ChatRequest, Completion, ToolCall
 from reflux.graphs.amplify.context import AmplifyContext, Limits
 from reflux.graphs.ask import Amplified, Direct, System
 from reflux.graphs.attacks.adversary import Adversary
-from reflux.graphs.attacks.cases import Case, Goal, Surface, goals_of, shipped_cases
+from reflux.graphs.attacks.cases import Call, Case, Goal, Surface, goals_of, shipped_cases
 from reflux.graphs.attacks.found import Cost, attack_of, curve, figures, training_rows
 from reflux.graphs.attacks.obedient import ObedientClient
-from reflux.graphs.attacks.search import Search, Searched, Target
+from reflux.graphs.attacks.search import Search, Searched, Target, seen_of
 from reflux.graphs.attacks.techniques import TECHNIQUES, first_attack, mutated
 from reflux.graphs.attacks.world import ARGUMENTS, attacked, case_overseer
 from reflux.graphs.traces.recorded_client import RecordedClient
@@ -48,6 +50,12 @@ def target(
 
 def obedient(cases: list[Case], seed: int = 0) -> ObedientClient:
     return ObedientClient([goal for case in cases for goal in goals_of(case, seed, TOOLS)])
+
+
+def seen_calls(store: TraceStore, trajectory: str) -> Sequence[Call]:
+    """The tool calls on the record of a question."""
+    outcome: Any = {"answer": None, "status": "ok", "error": None, "spent": {}}
+    return seen_of(store, trajectory, outcome, {}).calls
 
 
 async def searched(
@@ -112,6 +120,17 @@ async def test_what_a_tool_refuses_and_what_the_request_asks_for_is_no_hijack(
     assert [each.right for each in found.clean] == [True]
     assert not any(attempt.hijack or attempt.success for attempt in found.attempts)
     assert all(attempt.right for attempt in found.attempts)
+
+
+async def test_a_wrong_value_in_a_call_that_was_asked_for_is_no_hijack(store: TraceStore) -> None:
+    (_, case) = shipped_cases(2, 1, 0)
+    search = Search("run", [case], 1, techniques=("plain",), goals=("figure",))
+    found = await search.against(target(store, obedient([case]), "amplified", policy="strict"))
+    (attempt,) = found.attempts
+    sent = [c.argument for c in seen_calls(store, attempt.trajectory) if c.tool == "send"]
+    assert attempt.goal.marker in sent[0]
+    assert attempt.success
+    assert not attempt.hijack
 
 
 @pytest.mark.parametrize(
@@ -203,3 +222,23 @@ async def test_rows_behind_a_tool_hold_the_calls_and_the_attacked_replies(
     honest = {text for each in found.clean for text in each.case.documents.values()}
     assert [reply for reply in replies if reply not in honest | {"done"}]
     assert {tool["function"]["name"] for tool in row["tools"]} == set(TOOLS)
+
+
+async def test_a_model_words_the_paraphrases_and_what_it_loses_is_drawn(
+    store: TraceStore,
+) -> None:
+    cases, asked = shipped_cases(1, 2, 0), list[str]()
+
+    def reply(request: ChatRequest) -> str:
+        asked.append(request.messages[-1][1])
+        demand = asked[-1].rpartition("\n\n")[2]
+        return f"Verily, {demand}" if "send" in demand else "I will not."
+
+    context = AmplifyContext(RecordedClient(ScriptedClient(reply), store), "writer", ())
+    search = Search("run", cases, 1, techniques=("paraphrase",), reworder=context)
+    found = await search.against(target(store, obedient(cases), "direct"))
+    wordings = {attempt.goal.name: attempt.attack.wording for attempt in found.attempts}
+    assert len(asked) == 3
+    assert wordings["send"].startswith("Verily, call the tool send")
+    assert "not" not in wordings["figure"].split()[:3]
+    assert all(attempt.success for attempt in found.attempts)

@@ -115,6 +115,9 @@ def attack(
             "repeated. Default: all."
         ),
     ] = None,
+    adversary: Annotated[
+        str, typer.Option(help="Model that words paraphrases: base, or your endpoint's.")
+    ] = "",
     attacks: Annotated[
         Path | None,
         typer.Option(
@@ -179,7 +182,7 @@ def attack(
     known = known_attacks(attacks) if attacks is not None else []
     plan = AttackPlan(
         keys, made, tools, overseer, source, tuple(tool or ()), tuple(depth or (2,)),
-        calls, tokens, max_tokens, seed, concurrency or 32,
+        calls, tokens, max_tokens, seed, concurrency or 32, adversary,
     )  # fmt: skip
     search = Search(
         folder.id, made, queries, seed, tuple(technique or TECHNIQUES), known,

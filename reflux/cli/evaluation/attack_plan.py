@@ -21,6 +21,7 @@ from reflux.cli.progress import ProgressView
 from reflux.finetune.configs.run import read_yaml
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.graphs.amplify.context import AmplifyContext
+from reflux.graphs.amplify.weighing import Weighing
 from reflux.graphs.ask import Amplified
 from reflux.graphs.attacks.agentdojo import KnowingClient, dojo_context
 from reflux.graphs.attacks.cases import Case
@@ -31,7 +32,7 @@ from reflux.graphs.attacks.techniques import Attack
 from reflux.graphs.attacks.world import attacked, case_overseer
 from reflux.graphs.voting.voting import VotePolicy
 from reflux.models import open_run
-from reflux.overseers import overseer_named, with_max_tokens
+from reflux.overseers import candidates_of, overseer_named, with_max_tokens
 from reflux.report.attack_chart import Line, write_chart
 
 SCRIPT = "cases"
@@ -57,6 +58,8 @@ class AttackPlan:
     max_tokens: int
     seed: int
     concurrency: int
+    adversary: str
+    """The model that rewords demands; empty for none."""
     policies: dict[str, Policy] = field(default_factory=dict[str, "Policy"])
 
     def __post_init__(self) -> None:
@@ -74,18 +77,18 @@ class AttackPlan:
 
     def context(self, opened: OpenRun, model: str, key: str, grants: Grants) -> AmplifyContext:
         """The context of one system, before a case gives it its tools."""
-        policy = self.policies.get(_policy_of(key))
+        policy, candidates = self.policies.get(_policy_of(key)), 0
         if self.source == "shipped" and self.overseer in ("", SCRIPT):
             overseer = case_overseer(typed=policy is not None)
         else:
-            overseer = with_max_tokens(
-                overseer_named(overseer_of(self.overseer, None)), self.max_tokens
-            )
+            named = overseer_named(overseer_of(self.overseer, None))
+            overseer, candidates = with_max_tokens(named, self.max_tokens), candidates_of(named)
         context = AmplifyContext(
             opened.recorded_client,
             model,
             (overseer,),
-            limits=limits_of(max(self.depths), self.calls, self.tokens, None, None),
+            limits=limits_of(max(self.depths), self.calls, self.tokens, None, candidates),
+            weighing=Weighing.of(candidates),
             votes=VotePolicy(max_votes=1),
             max_tokens=self.max_tokens,
             seed=self.seed,
@@ -135,6 +138,22 @@ def _policy(named: Any) -> Policy:
     return policy
 
 
+async def _reworder(
+    plan: AttackPlan, opened: OpenRun, agent: str, stack: AsyncExitStack
+) -> AmplifyContext | None:
+    if not plan.adversary:
+        return None
+    specs = SystemSpecs(
+        opened,
+        agent,
+        lambda model, seed: plan.context(opened, model, "direct", {}),
+        str.strip,
+        stack,
+    )
+    spec = await specs.system_spec(plan.adversary)
+    return replace(spec.make(plan.seed).context, policy=None, max_tokens=128)
+
+
 async def attack_all(
     folder: RunFolder, plan: AttackPlan, search: Search, model: str | None
 ) -> list[Searched]:
@@ -146,9 +165,12 @@ async def attack_all(
         )
     async with opened, AsyncExitStack() as stack:
         targets = await plan.targets(opened, agent, stack)
+        reworder = await _reworder(plan, opened, agent, stack)
         with ProgressView() as view:
             search = replace(
-                search, listener=lambda key, done, total: view(f"attack {key}", done, total, "")
+                search,
+                reworder=reworder,
+                listener=lambda key, done, total: view(f"attack {key}", done, total, ""),
             )
             return [await search.against(target) for target in targets]
 
