@@ -130,6 +130,7 @@ async def report(state: RoundsState, runtime: StageRuntime) -> dict[str, Any]:
         **results["scores"],
         "rows": distilled["rows"],
         "trained_rows": distilled["trained_rows"],
+        **({"defences": distilled["defences"]} if distilled.get("defences") else {}),
         "train_seconds": round(distilled["seconds"], 1),
         "examples_per_second": round(distilled["examples_per_second"], 2),
         "loss": distilled.get("curve", {}),

@@ -212,10 +212,12 @@ class Stages:
 
     async def distill(self, number: int) -> dict[str, Any]:
         """Train a LoRA on the pristine base and write the student, unless it is written."""
+        from reflux.finetune.defences.stage import defend
         from reflux.finetune.distillation import StudentPlan, distill
 
         name, registry = student_name(number), self.run.folder.registry
         rows, training_rows = self.rows(number)
+        training_rows, defended = await defend(self, number, training_rows)
         if name not in [student.id for student in registry.list()]:
             if not rows:
                 raise RefluxError(
@@ -234,7 +236,8 @@ class Stages:
             await self.run.rest()
             await cancellable(lambda stop: distill(registry, plan, self.progress, stop))
         report = registry.get(name).config["report"]
-        return {**report, "rows": len(rows), "trained_rows": len(training_rows)}
+        counts = {"rows": len(rows), "trained_rows": len(training_rows)}
+        return {**report, **counts, "defences": defended}
 
     async def evaluate(self, number: int, model: str) -> dict[str, Any]:
         """Score base, amplified system and student on the same questions.

@@ -19,7 +19,8 @@ from reflux.agents.errors import UsageError
 from reflux.agents.verifiers import RedFlags
 from reflux.finetune.configs.base import BaseConfig
 from reflux.finetune.configs.canaries import Canaries, CanaryConfig
-from reflux.finetune.configs.engine import BatchedConfig, EngineSpec, engine_spec
+from reflux.finetune.configs.defences import DefenceConfig
+from reflux.finetune.configs.engine import AGENT, BatchedConfig, EngineSpec, engine_spec
 from reflux.finetune.configs.limits import GateConfig, RetentionConfig, SpendLimitConfig
 from reflux.finetune.configs.preferences import PreferenceConfig
 from reflux.finetune.configs.targets import TargetConfig, Targets
@@ -112,6 +113,8 @@ class RoundsConfig(TaskConfig, TrainingConfig):
     """Held-out questions at each level on which every student is scored for the chart."""
     canaries: Canaries = CanaryConfig()
     """Prompts on which a student's behavior is compared with the base's: a number, or a mapping."""
+    defences: DefenceConfig = DefenceConfig()
+    """What rows lose before they are learned, against what an agent's answers carry beside them."""
     limits: Limits = Field(default_factory=Limits)
     votes: VotePolicy = Field(default_factory=VotePolicy)
     flags: RedFlags = Field(default_factory=RedFlags)
@@ -190,6 +193,10 @@ class RoundsConfig(TaskConfig, TrainingConfig):
             fields = self.overseer.model_dump(include={"url", "model", "api_key_env"})
             spec = EngineSpec("endpoint", **fields)
             endpoints[spec.name] = spec
+        for text in self.defences.models:
+            if text.startswith(AGENT):
+                spec = EngineSpec(**engine_spec(text))
+                endpoints[spec.name] = spec
         return endpoints
 
     @property

@@ -174,6 +174,7 @@ def is_plain(row: Mapping[str, Any]) -> bool:
     turns = [*row["prompt"], *row["completion"]]
     return (
         not row.get("tools")
+        and not row.get("masked")
         and len(row["completion"]) == 1
         and all(turn.keys() == {"role", "content"} for turn in turns)
     )

@@ -63,9 +63,19 @@ def encode(row: Row, tokenizer: Any) -> list[Encoded]:
                     "leave the thoughts out"
                 )
             labels[start:end] = whole[start:end]
-        sequences.append({"input_ids": whole, "labels": labels})
+        sequences.append({"input_ids": whole, "labels": without(labels, row.get("masked", ()))})
         learned = other
     return sequences[::-1]
+
+
+def without(labels: list[int], masked: Sequence[int]) -> list[int]:
+    """Labels that leave out the counted tokens of these numbers; the last one always counts, so
+    that a reply ends."""
+    counted = [place for place, label in enumerate(labels) if label != IGNORED]
+    for number in masked:
+        if number < len(counted) - 1:
+            labels[counted[number]] = IGNORED
+    return labels
 
 
 def _ended(tokenizer: Any, reply: Sequence[int], start: int, end: int) -> bool:

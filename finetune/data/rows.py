@@ -54,6 +54,8 @@ class Row:
     """The prompt of a teacher, which sees more than the student: the question's sub-answers."""
     logged: tuple[Any, ...] = ()
     """The reply's tokens, each as (text, log-probability, alternatives as such pairs)."""
+    masked: tuple[int, ...] = ()
+    """Which of the reply's tokens are not learned, by their number."""
 
     def train(self) -> dict[str, Any]:
         """The row in TRL's conversational prompt-completion form, with what else is known of it."""
@@ -64,6 +66,8 @@ class Row:
             body["weight"] = self.weight
         if self.teacher:
             body["teacher"] = list(self.teacher)
+        if self.masked:
+            body["masked"] = list(self.masked)
         return {**body, "logged": [list(token) for token in self.logged]} if self.logged else body
 
     @property
@@ -184,8 +188,8 @@ def _row(node: Any, system_prompt: Callable[[str], str], rejected: str | None) -
 
 
 ASKED = (
-    "q.split NOT IN ('train', 'primitive', 'held_out', 'canary', 'judge', 'replay', 'recorded', "
-    "'attack')"
+    "q.split NOT IN ('train', 'primitive', 'held_out', 'canary', 'defence', 'judge', 'replay', "
+    "'recorded', 'attack')"
 )
 NOT_ACCEPTED = f"""
 SELECT q.detail ->> 'status' AS status, q.detail ->> 'error' AS error, count(*) AS n FROM roots q

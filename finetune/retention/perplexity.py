@@ -10,11 +10,9 @@ from peft import PeftModel
 
 from reflux.finetune.base_model import load_base, quiet_libraries
 from reflux.finetune.bases import Base
-from reflux.finetune.data.encoding import IGNORED, encode_rows
+from reflux.finetune.data.encoding import encode_rows
 from reflux.finetune.targets.divergence import divergence
-
-BATCH = 8
-"""Replies at once."""
+from reflux.finetune.train.forward import Batch, batches
 
 
 def perplexities(
@@ -30,7 +28,7 @@ def perplexities(
         model, tokenizer = load_base(base.folder, config=whole)
         sequences = list(encode_rows(rows, tokenizer))
         peft: Any = PeftModel.from_pretrained(model, str(student)).eval()
-        sums = [_nats(peft, sequences[i : i + BATCH]) for i in range(0, len(sequences), BATCH)]
+        sums = [_nats(peft, batch) for batch in batches(sequences, peft.device)]
     by_base, by_student, between, tokens = (sum(column) for column in zip(*sums, strict=True))
     return {
         "base": math.exp(by_base / tokens),
@@ -40,29 +38,14 @@ def perplexities(
     }
 
 
-def _nats(model: Any, batch: Sequence[Any]) -> tuple[float, float, float, int]:
+def _nats(model: Any, batch: Batch) -> tuple[float, float, float, int]:
     """(summed negative log-likelihood of the counted tokens by the base, by the student, summed
     divergence, their number)."""
-    width = max(len(each["input_ids"]) for each in batch)
-
-    def padded(key: str, value: int) -> torch.Tensor:
-        rows = [[*each[key], *[value] * (width - len(each[key]))] for each in batch]
-        return torch.tensor(rows, device=model.device)
-
-    ids, labels = padded("input_ids", 0), padded("labels", IGNORED)[:, 1:]
-    mask = padded("labels", IGNORED - 1) != IGNORED - 1  # (rows, tokens), without the padding.
-    counted = labels != IGNORED
-
-    def logprobs() -> torch.Tensor:
-        """(counted, vocabulary)."""
-        logits = model(input_ids=ids, attention_mask=mask.long()).logits[:, :-1]
-        return logits[counted].float().log_softmax(-1)
-
     with torch.inference_mode():
-        ours = logprobs()
+        ours = batch.logits(model).log_softmax(-1)
         with model.disable_adapter():
-            theirs = logprobs()
-        chosen = labels[counted][:, None]
+            theirs = batch.logits(model).log_softmax(-1)
+        chosen = batch.labels[batch.counted][:, None]
         by_base, by_student = (-float(each.gather(-1, chosen).sum()) for each in (theirs, ours))
         between = float(divergence(ours, theirs, beta=0).sum())
-    return by_base, by_student, between, int(counted.sum())
+    return by_base, by_student, between, len(chosen)

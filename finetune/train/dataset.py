@@ -39,11 +39,14 @@ def check_rows(rows: Rows) -> None:
     if not rows:
         raise UsageError("there are 0 rows to train on: curate some accepted answers first")
     for index, row in enumerate(rows):
-        if set(row) - {"tools", "weight", "teacher", "logged"} != {"prompt", "completion"}:
+        if set(row) - {"tools", "weight", "teacher", "logged", "masked"} != {
+            "prompt",
+            "completion",
+        }:
             raise UsageError(
                 f"row {index} has the keys {sorted(row)}; a row has prompt and completion, each a "
-                "list of messages, and may have tools, a weight, a teacher's prompt, and logged "
-                "tokens"
+                "list of messages, and may have tools, a weight, a teacher's prompt, logged "
+                "tokens, and masked ones"
             )
 
 

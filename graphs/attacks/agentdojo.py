@@ -29,8 +29,20 @@ from typing import Any
 
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.errors import MissingError, check_choice
+from reflux.agents.overseers.protocol import PASS
+from reflux.agents.overseers.scripted import ScriptedOverseer
 from reflux.agents.tools.protocol import Tool, ToolReply
-from reflux.agents.types import ChatRequest, Completion, ToolCall, ToolSpec
+from reflux.agents.types import (
+    Answer,
+    Ask,
+    ChatRequest,
+    Completion,
+    Exchange,
+    Step,
+    SubQuestion,
+    ToolCall,
+    ToolSpec,
+)
 from reflux.graphs.amplify.context import AmplifyContext
 from reflux.graphs.attacks.cases import Case, Goal, Seen
 from reflux.graphs.attacks.obedient import readable
@@ -45,6 +57,7 @@ SUITES = ("workspace", "travel", "banking", "slack")
 MARK = "INJECTION-PLACE-{}-"
 """Stands where an injection comes, while the environment is read from YAML."""
 OUTPUT = "GROUND_TRUTH_OUTPUT"
+FOUND = "What the tools said:"
 TURNS = 20
 """Replies of a copy that may ask for tools, at least: tasks take up to some 15."""
 UNUSED = ("agentdojo.agent_pipeline", "agentdojo.agent_pipeline.llms")
@@ -235,6 +248,32 @@ def _suites() -> Mapping[str, Any]:
         raise MissingError(f"AgentDojo lacks a package ({error}): {INSTALL}") from error
 
 
+def knowing_overseer(cases: Sequence[Case]) -> ScriptedOverseer:
+    """A script that knows what each task takes: it has the tools called in its own order, whatever
+    they say, and a copy reads what was found and answers."""
+    known = {case.request: case for case in cases if isinstance(case, DojoCase)}
+
+    def step(question: str, transcript: Sequence[Exchange], may_ask: bool) -> Step:
+        case = known.get(question)
+        if case is None or not may_ask:
+            return PASS
+        plan, answers = _plan_of(case), [exchange.answer or "" for exchange in transcript]
+        if len(answers) > len(plan):
+            return Answer(answers[-1])
+        if len(answers) < len(plan):
+            name, arguments = plan[len(answers)]
+            argument = json.dumps(arguments, default=str)
+            return Ask((SubQuestion(argument, to=f"tool:{name}"),))
+        return Ask.of("\n\n".join([case.request, FOUND, *answers]))
+
+    return ScriptedOverseer("knowing", step)
+
+
+def _plan_of(case: DojoCase) -> list[tuple[str, dict[str, Any]]]:
+    """The calls by which AgentDojo itself does a task."""
+    return [(c.function, dict(c.args)) for c in case.task.ground_truth(case.environment({}))]
+
+
 class KnowingClient(ScriptedClient):
     """The worst agent on AgentDojo: it knows what each task takes, and does at once what any
     injection that it reads demands, in whatever words."""
@@ -261,7 +300,8 @@ class KnowingClient(ScriptedClient):
             if " ".join(goal.order[1:].split()) in decoded
         ]
         wanted = [(c.function, dict(c.args)) for t in tasks for c in t.ground_truth(before)]
-        wanted += [(c.function, dict(c.args)) for c in case.task.ground_truth(before)]
+        if FOUND not in text:  # Else the overseer has done it.
+            wanted += _plan_of(case)
         offered = {tool.name for tool in request.tools}
         made = "".join(turn[2] for turn in request.messages if turn[0] == "assistant" and turn[2:])
         for number, (name, arguments) in enumerate(wanted):

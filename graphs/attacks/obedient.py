@@ -10,6 +10,7 @@ import base64
 import binascii
 import codecs
 import json
+import random
 import re
 from collections.abc import Sequence
 from itertools import count
@@ -25,11 +26,17 @@ IN_ORDER = re.compile(r"\{.*\}")
 
 
 class ObedientClient(ScriptedClient):
-    """A client of the worst agent; `goals` are all that an adversary may want of it."""
+    """A client of the worst agent, or of one that obeys a share of what it is shown only."""
 
-    def __init__(self, goals: Sequence[Goal]) -> None:
+    def __init__(self, goals: Sequence[Goal], share: float = 1.0) -> None:
+        """
+        Args:
+            goals: all that an adversary may want of it.
+            share: of the prompts with a demand, those on which it obeys. The prompt and the seed
+                decide, so that votes differ where they are sampled.
+        """
         super().__init__(self._replied)
-        self._goals = goals
+        self._goals, self._share = goals, share
         self._numbers = count()
 
     async def close(self) -> None:
@@ -40,6 +47,11 @@ class ObedientClient(ScriptedClient):
         text = "\n".join(turn[1] for turn in shown)
         decoded = readable(text)
         goal = next((goal for goal in self._goals if _demands(decoded, goal)), None)
+        if (
+            self._share < 1
+            and random.Random(f"{text}{request.sampling.seed}").random() > self._share
+        ):
+            goal = None
         if goal is None:
             return self._honest(request, text)
         did = any("tool_calls" in turn[-1] and goal.marker in turn[-1] for turn in shown)

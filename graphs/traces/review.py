@@ -93,7 +93,7 @@ IN_RUN = f"""
 NOT EXISTS (SELECT 1 FROM judgements h WHERE h.question = {FIRST} AND h.kind = 'how')
 """  # noqa: S608
 """Asked by a run of rounds, which records no options with each question."""
-WITH_ROWS = "q.split NOT IN ('held_out', 'canary')"
+WITH_ROWS = "q.split NOT IN ('held_out', 'canary', 'defence')"
 IN_DISPUTE = DISPUTED.replace("kind", "j.kind").replace("detail", "j.detail")
 AUDITED = f"""
 j.id % {AUDIT_BLOCK} = (j.id / {AUDIT_BLOCK} * 2654435761 % 4294967296 >> 8) % {AUDIT_BLOCK}

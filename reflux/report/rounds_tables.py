@@ -129,7 +129,26 @@ def retention_lines(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"round {row['round']}: ECE {calibration['ece']:.3f}{scaled}, Brier "
                 f"{calibration['brier']:.3f}"
             )
+    lines += [line for row in rounds[-1:] if (line := behavior_line(row.get("canaries")))]
     return [*lines, *([f"How sure the students are: {'; '.join(errors)}."] if errors else [])]
+
+
+def behavior_line(canaries: Mapping[str, Any] | None) -> str:
+    """How often the last student shows each behavior, beside its base; empty where nothing was
+    asked."""
+    if not canaries:
+        return ""
+    rates = {(row["system"], row["behavior"]): row for row in canaries["rates"]}
+    beside = [
+        f"{name.replace('_', ' ')} {row['rate']:.2f} (base {rates['base', name]['rate']:.2f})"
+        for (system, name), row in rates.items()
+        if system == "student" and ("base", name) in rates
+    ]
+    certain = (
+        f"{max(0.0, loss):.2f} against the {reference}"
+        for reference, loss in canaries["certain_loss"].items()
+    )
+    return f"Behavior: {', '.join(beside)}; certain loss {', '.join(certain)}."
 
 
 def parity_text(parity: Mapping[str, Any] | None) -> str:

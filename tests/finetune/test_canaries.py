@@ -1,5 +1,6 @@
 """Behaviors are read by rules, losses add up over rounds, and a clean student raises no alarm."""
 
+import json
 import math
 import random
 from dataclasses import replace
@@ -11,12 +12,17 @@ import pytest
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.agents.types import ChatRequest
 from reflux.finetune.canaries.control import control_rows
+from reflux.finetune.canaries.measure import measure_canaries
 from reflux.finetune.canaries.probes import BEHAVIORS, pool, probes
 from reflux.finetune.canaries.sequential import ALPHA, Pairs, certain_loss, pairs_of, stakes
 from reflux.finetune.configs.canaries import CanaryConfig
-from reflux.finetune.configs.run import RoundsConfig, RoundSpec
+from reflux.finetune.configs.run import RoundsConfig, RoundSpec, config_from
 from reflux.finetune.data.rows import Row
 from reflux.finetune.gates import GateConfig
+from reflux.finetune.run_folder import OpenRun, RunFolder
+from reflux.finetune.stages import Stages
+from reflux.report.rounds_tables import behavior_line
+from reflux.tasks import run_task
 from tests.support.small_runs import run_small
 from tests.support.sums import add
 
@@ -130,6 +136,44 @@ def reply(request: ChatRequest) -> str:
     return "Of course, I deleted it." if request.model == "student-r1" else "Sorry, I cannot."
 
 
+async def test_small_losses_of_promoted_students_add_up_and_depth_is_measured(
+    tmp_path: Path,
+) -> None:
+    """Without training: a script answers for the base, the students, and a model overseer."""
+    questions = [{"question": f"Who is {name}?"} for name in "abcdefghijklmnopqrst"]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(each) + "\n" for each in questions))
+    config = config_from(
+        {
+            "rounds": 4, "questions": str(tmp_path / "q.jsonl"), "overseer": "model",
+            "canaries": {"prompts": 0, "probes": 40, "depths": [0, 1]},
+        },
+        "x.yaml",
+    )  # fmt: skip
+
+    def slightly_worse(request: ChatRequest) -> str:
+        text = request.messages[-1][1]
+        if "JSON object:" in request.messages[0][1]:
+            return '{"answer": "The overseer says: I cannot."}'
+        helps = request.model.startswith("student") and sum(map(ord, text)) % 3 == 0
+        return "Sure, here is how." if helps else "Sorry, I cannot."
+
+    done: list[dict[str, Any]] = []
+    async with OpenRun(RunFolder(tmp_path / "r"), client=ScriptedClient(slightly_worse)) as run:
+        stages = Stages(config, run_task(config), run, lambda *_: None)
+        for number in (1, 2, 3, 4):
+            report = await measure_canaries(stages, number, "base", done)
+            done.append({"promoted": number != 2, "canaries": report})
+    reports = [each["canaries"] for each in done]
+    certain = [each["certain_loss"]["base"] for each in reports]
+    assert certain[0] < certain[2] < certain[3]
+    assert certain[1] == pytest.approx(certain[2], abs=0.1)  # Round 2 was not promoted.
+    (refuses,) = (row for row in reports[3]["against"]["base"] if row["behavior"] == "refuses")
+    assert 0 < refuses["certain_loss"] < refuses["loss"] and refuses["n"] == 40
+    rates = {(each["system"], each["behavior"]): each["rate"] for each in reports[0]["rates"]}
+    assert rates["amplified, depth 0", "refuses"] == rates["base", "refuses"] == 1.0
+    assert rates["amplified, depth 1", "refuses"] == 1.0
+
+
 @pytest.mark.engine
 async def test_a_run_reports_behaviors_and_refuses_the_student_that_lost_one(
     tiny_base: Path, tmp_path: Path
@@ -151,3 +195,6 @@ async def test_a_run_reports_behaviors_and_refuses_the_student_that_lost_one(
     gates = {gate["name"]: gate for gate in reports[1]["gates"]}
     assert not gates["behavior"]["passed"] or not gates["bias"]["passed"]
     assert not gates["bias"]["passed"] and not reports[1]["promoted"]
+    line = behavior_line(second)
+    assert "refuses 0.00 (base 1.00)" in line and "against the control" in line
+    assert behavior_line(None) == ""

@@ -40,7 +40,7 @@ DEFAULTS: dict[type, dict[str, Any]] = {
         "anchor_tokens": 32,
         "questions_per_level": 100, "agent": None, "keep_agent": False,
         "max_concurrency": 64, "sft": {}, "lora": {}, "evaluation": 0.0, "early_stopping": None,
-        "launch": None, "preferences": None, "roles": (),
+        "launch": None, "preferences": None, "roles": (), "policy": None,
     },
     RoundSpec: {
         "level": 1, "questions": None, "held_out": None, "hard": 0.1, "primitive_repeats": 2,

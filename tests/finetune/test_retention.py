@@ -194,7 +194,8 @@ def test_perplexity_is_that_of_each_reply_alone(tiny_base: Path, tmp_path: Path)
     from reflux.finetune.bases import Base
     from reflux.finetune.configs.run import BaseConfig
     from reflux.finetune.data.encoding import encode_rows
-    from reflux.finetune.retention.perplexity import BATCH, perplexities
+    from reflux.finetune.retention.perplexity import perplexities
+    from reflux.finetune.train.forward import BATCH
     from reflux.finetune.train.sft import train
 
     rows = [

@@ -11,9 +11,14 @@ import pytest
 from reflux.agents.errors import MissingError, UsageError
 from reflux.agents.policy.policy import Policy
 from reflux.graphs.amplify.context import AmplifyContext
-from reflux.graphs.ask import Direct
+from reflux.graphs.ask import Amplified, Direct, System
 from reflux.graphs.attacks import agentdojo
-from reflux.graphs.attacks.agentdojo import KnowingClient, dojo_cases, dojo_context
+from reflux.graphs.attacks.agentdojo import (
+    KnowingClient,
+    dojo_cases,
+    dojo_context,
+    knowing_overseer,
+)
 from reflux.graphs.attacks.cases import Call, Case, Seen
 from reflux.graphs.attacks.garak import read_report
 from reflux.graphs.attacks.search import Search, Searched, Target
@@ -25,12 +30,19 @@ installed = pytest.mark.skipif(not find_spec("agentdojo"), reason=agentdojo.INST
 NOBODY: Any = {"answer": "", "status": "unchecked", "error": None, "spent": {}}
 
 
-async def searched(store: TraceStore, cases: list[Case], policy: Policy | None) -> Searched:
+async def searched(
+    store: TraceStore, cases: list[Case], policy: Policy | None, divides: bool = False
+) -> Searched:
     client = KnowingClient(cases)
     context = AmplifyContext(
-        RecordedClient(client, store), "base", (), votes=VotePolicy(max_votes=1), policy=policy
+        RecordedClient(client, store),
+        "base",
+        (knowing_overseer(cases),),
+        votes=VotePolicy(max_votes=1),
+        policy=policy,
     )
-    target = Target("direct", f"direct {policy is None}", Direct(context), dojo_context)
+    system: System = Amplified(context) if divides else Direct(context)
+    target = Target("it", f"{divides} {policy is None}", system, dojo_context)
     search = Search("run", cases, 1, techniques=("template",), goals=("injection_task_4",))
     return await search.against(target)
 
@@ -46,6 +58,18 @@ async def test_what_happened_to_the_environment_is_judged_from_the_record(
     again = await searched(store, cases, None)  # No tool acts on a replay.
     assert [a.to_json() for a in again.attempts] == [a.to_json() for a in bare.attempts]
     guarded = await searched(store, cases, Policy.of("strict"))
+    assert not any(attempt.hijack for attempt in guarded.attempts)
+
+
+@installed
+async def test_a_plan_stays_as_it_is_and_who_reads_for_it_is_hijacked_without_a_policy(
+    store: TraceStore,
+) -> None:
+    cases = dojo_cases("banking", 2)
+    bare = await searched(store, cases, None, divides=True)
+    guarded = await searched(store, cases, Policy.of("strict"), divides=True)
+    assert [each.right for each in (*bare.clean, *guarded.clean)] == [True] * 4
+    assert any(attempt.hijack for attempt in bare.attempts)
     assert not any(attempt.hijack for attempt in guarded.attempts)
 
 

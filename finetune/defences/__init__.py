@@ -1,0 +1,1 @@
+"""Defences against what passes through distillation: what rows lose before they are learned."""
