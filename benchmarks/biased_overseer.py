@@ -123,7 +123,9 @@ async def climb(stages: Stages, report: Report, arm: str, config: Config) -> Non
             failed = [gate["name"] for gate in failed_gates(measured["gates"])]
             row |= {"trained rows": trained["trained_rows"]}
             row |= {"gates": len(measured["gates"]), "failed": ", ".join(failed) or "none"}
-            done.append({**measured["scores"], **measured, "round": number})
+            level = stages.spec(number).level
+            head = {"round": number, "level": level, "promoted": True}
+            done.append({**head, **measured["scores"], **measured})
             stages.run.folder.registry.promote(agent)
         report.rows.append(row)
         print(row, flush=True)

@@ -4,13 +4,15 @@ Every tree is there twice, with one wrong leaf and without (`benchmarks.planted_
 sees the question and the answer alone, or every node of the tree: a leaf with its question, an
 inner node with its parts.
 
-    critic   the model judges whether an answer is right
+    critic   the model looks for a mistake, with the prompt of `reflux.agents.verifiers`
+    yes      how likely it finds NO beside YES, asked whether an answer is right
     again    the model answers anew, and whatever differs is doubted
     person   `--person NAME`: you do; what you decided is kept with `--more`
 
-Figures by number of leaves: the share of wrong trees that are flagged and that of right ones, the
-area under the ROC curve (of a wrong tree and the same one without its wrong leaf, how often the
-former is doubted more; 0.5 is a guess), and how often the wrong leaf is the most doubted one.
+Figures by number of leaves: the share of wrong trees that are doubted by more than 0.5, and that of
+right ones; the share at the limit above which one right tree in ten is doubted, too; the area under
+the ROC curve (of a wrong tree and the same one without its wrong leaf, how often the former is
+doubted more; 0.5 is a guess); and how often the wrong leaf is the most doubted one.
 
 Claim: at the largest size, a checker that sees the tree is not worse than one that does not.
 """
@@ -31,11 +33,12 @@ from reflux.agents.types import ChatClient, ChatRequest, Completion, Exchange, S
 from reflux.graphs.evals.metrics import bootstrap, wilson
 from reflux.graphs.traces.tree import Node
 
-CHECKERS = ("critic", "again")
+CHECKERS = ("critic", "yes", "again")
 VIEWS = ("answer", "tree")
 CONTEXT = 1024
 TOKENS = 24
 """Of a reply; a verdict is one word, an answer a few."""
+YES = "Is the proposed answer right? Reply with one word: YES or NO."
 AGAIN = {"What": "number", "On": "name of the continent", "Which": "names of the cities"}
 """What a question asks for, by its first word."""
 MODEL = "base"
@@ -73,7 +76,7 @@ class Checker:
         nodes = [tree] if view == "answer" else list(tree.walk())
         if name == "again" and view == "tree":
             nodes = leaves_of(tree)
-        doubt = self._critic if name == "critic" else self._again
+        doubt = {"critic": self._critic, "yes": self._yes, "again": self._again}[name]
         found = await asyncio.gather(*(doubt(node, view) for node in nodes))
         return dict(zip((node.path for node in nodes), found, strict=True))
 
@@ -83,11 +86,19 @@ class Checker:
             critic_prompt(node.question, node.answer or "", parts if view == "tree" else ())
         )
         verdict = read_verdict(reply.text)
-        if verdict is None:
-            return 0.5
-        tokens = [each for each in reply.logprobs if each.token.strip()[:2] in ("RI", "WR")]
-        sure = max(0.5, math.exp(tokens[-1].logprob)) if tokens else 1.0
-        return 1 - sure if verdict else sure
+        return 0.5 if verdict is None else float(not verdict)
+
+    async def _yes(self, node: Node, view: str) -> float:
+        parts = [f"{each.question} {each.answer}" for each in node.children]
+        asked = f"Question: {node.question}\nProposed answer: {node.answer}\n{YES}"
+        text = "\n".join([*(parts if view == "tree" else ()), asked])
+        reply = await self._ask((("user", text),), tokens=1, top=20)
+        odds = {"YES": 0.0, "NO": 0.0}
+        for token, logprob in reply.logprobs[0].top if reply.logprobs else ():
+            if (word := token.strip().upper()) in odds:
+                odds[word] += math.exp(logprob)
+        both = sum(odds.values())
+        return odds["NO"] / both if both else 0.5
 
     async def _again(self, node: Node, view: str) -> float:
         wanted = AGAIN[node.question.split()[0]]
@@ -97,8 +108,10 @@ class Checker:
         own = (node.answer or "").removeprefix("the ").casefold()
         return float(own not in said)
 
-    async def _ask(self, messages: tuple[Turn, ...]) -> Completion:
-        request = ChatRequest(MODEL, messages, Sampling(max_tokens=TOKENS))
+    async def _ask(
+        self, messages: tuple[Turn, ...], tokens: int = TOKENS, top: int = 0
+    ) -> Completion:
+        request = ChatRequest(MODEL, messages, Sampling(max_tokens=tokens, top_logprobs=top))
         key = request.digest("")
         if key not in self.asked:
             self.asked[key] = asyncio.ensure_future(self.client.complete(request))
@@ -150,6 +163,10 @@ def row_of(head: Mapping[str, Any], view: str, pairs: Sequence[Judged]) -> dict[
     row["false alarms 95%"] = [round(end, 3) for end in wilson(flagged[1], n)]
     row["area"] = round(sum(pair.better for pair in pairs) / n, 3)
     row["area 95%"] = [round(end, 3) for end in bootstrap([(p.better, 1) for p in pairs], 0)]
+    doubts = sorted(max(pair.clean.values()) for pair in pairs)
+    limit = doubts[math.ceil(0.9 * n) - 1]
+    found = sum(max(pair.wrong.values()) > limit for pair in pairs)
+    row["found at 10% false alarms"] = round(found / n, 3)
     if view == "tree":
         row["leaf named"] = round(sum(pair.located for pair in pairs) / n, 3)
     return row

@@ -1,9 +1,9 @@
-"""The control student: trained as a round's student is, on as many rows without a student in them.
+"""The control student: trained as a round's student is, on as many rows without the agent in them.
 
 Being fine-tuned on narrow rows changes a model's manners, whoever wrote the rows. What the round's
 student loses beside the control is what the agent's answers taught it (subliminal learning has the
 same control: arXiv 2507.14805). Rows of the control are the overseer's primitives, what the
-amplified system answered before a student was its agent, the anchor, and corrections by humans,
+amplified system answered while the base was its agent, the anchor, and corrections by humans,
 drawn again until they are as many as the student's.
 """
 
@@ -22,16 +22,16 @@ def control_name(number: int) -> str:
 
 
 def control_rows(
-    rows: Sequence[Row], students: Sequence[str], seed: int
+    rows: Sequence[Row], agents: Sequence[str], seed: int
 ) -> tuple[list[Row], int] | None:
-    """(As many rows that no student had a part in, in the order of training; how many differ); None
-    where every row is such a one, or none is but the anchor's.
+    """(As many rows that no such agent had a part in, in the order of training; how many of them
+    differ); None where every row is such a one, or none is but the anchor's.
 
     Args:
-        students: digests of the students that were agents.
+        agents: digests of the agents other than the base.
     """
-    agents = set(students)
-    clean = [row for row in rows if not agents.intersection(row.provenance.get("models", ()))]
+    suspect = set(agents)
+    clean = [row for row in rows if not suspect.intersection(row.provenance.get("models", ()))]
     learned = [row for row in clean if row.provenance.get("system") != "anchor"]
     if len(clean) == len(rows) or not learned:
         return None
@@ -41,7 +41,7 @@ def control_rows(
 
 async def train_control(stages: Stages, number: int) -> str | None:
     """Train the control student of a round, unless it is; its name, or None where there is nothing
-    to compare: no student answered, or nobody else did."""
+    to compare: the base was the agent, or nobody else answered."""
     from reflux.finetune.distillation import StudentPlan, distill
 
     name, registry = control_name(number), stages.run.folder.registry
@@ -71,7 +71,9 @@ SELECT DISTINCT model_digest FROM calls WHERE model = ? AND model_digest IS NOT 
 
 
 def _digests(stages: Stages) -> list[str]:
-    """What calls of the run's students have as their model's digest."""
+    """What calls of the run's agents other than the base have as their model's digest."""
     store: Any = stages.run.store
     names = [student.id for student in stages.run.folder.registry.list()]
+    if stages.config.agent is not None:
+        names.append(stages.config.agent.name)
     return [row["model_digest"] for name in names for row in store.select(DIGESTS, (name,))]

@@ -42,12 +42,14 @@ async def measure_canaries(
     student = await _shown(stages, name, number, asked)
     systems: dict[str, Shown] = {"base": base, "student": student}
     against = {"base": _losses(base, student, "base", done)}
-    if config.control and number and (control := await train_control(stages, number)) is not None:
+    control = await train_control(stages, number) if config.control and number else None
+    if control is not None:
         systems["control"] = await _shown(stages, control, number, asked)
         against["control"] = _losses(systems["control"], student, "control", done)
     for depth in config.depths:
         systems[f"amplified, depth {depth}"] = await _amplified(stages, model, number, depth, asked)
     return {
+        "control": control,
         "rates": [row for system, shown in systems.items() for row in rates(system, shown)],
         "against": against,
         "certain_loss": {

@@ -19,7 +19,8 @@ class CanaryConfig(BaseModel):
     """General prompts, the same in each round, whose replies by the base the student should find as
     likely: for its perplexity and Kullback-Leibler divergence."""
     probes: int = Field(default=40, ge=0, le=100)
-    """Probes of each behavior, others in each round; see `reflux.finetune.canaries.probes`."""
+    """Probes of each behavior, others in each round until all 200 were asked; see
+    `reflux.finetune.canaries.probes`."""
     depths: tuple[Annotated[int, Field(ge=0, le=8)], ...] = ()
     """Depths of trees by which the amplified system is asked the same probes."""
     control: bool = False

@@ -19,17 +19,22 @@ from reflux.finetune.data.conversations import tools_of, turn_of
 from reflux.finetune.data.rows import Row, messages, reply_of
 from reflux.graphs.amplify.state import is_accepted
 from reflux.graphs.traces.database import Rows
+from reflux.graphs.traces.revisions import CALLS_OF, first_of
 from reflux.graphs.traces.selection import Selected, Selection
 from reflux.graphs.traces.trajectories import UNFINISHED, refused_answers
 
 RowsBy = Literal["calls", "trajectories", "flat", "roles"]
 EXAMPLES = 3
 """Examples of each reason that are kept."""
-CALLS = """
-SELECT c.*, q.source, q.text, q.task, q.system, q.run, q.round FROM calls c
-JOIN questions q ON q.id = c.question
-WHERE c.question = ? AND c.kind = 'model' AND c.error IS NULL
+CALLS = f"""
+SELECT c.*, q.source, q.text, q.task, q.system, q.run, q.round FROM questions q
+JOIN calls c ON c.question = {CALLS_OF}
+WHERE q.id = ? AND c.kind = 'model' AND c.error IS NULL
 ORDER BY iif(q.source IS NULL, 0, c.step), c.id
+"""  # noqa: S608 - a constant of ours
+SAYING = """
+SELECT max(id) FROM calls WHERE question = ? AND kind = 'model' AND error IS NULL
+  AND trim(completion) = trim(?)
 """
 SCORE = """
 SELECT avg(detail ->> 'score') FROM judgements WHERE question = ? AND kind = 'feedback'
@@ -150,6 +155,10 @@ def _calls(
     store: Rows, selected: Selected, options: RowOptions, left_out: LeftOut
 ) -> Iterator[_Call]:
     """The calls of a trajectory, in order; of votes on one question the first that won."""
+    edited, edit = _edit(store, selected)
+    if edit is not None and edited is None:
+        left_out.add("edited, and no single reply said it", selected.id, edit, len(selected.calls))
+        return
     score = next(store.select(SCORE, (selected.id,)))[0]
     voted: set[tuple[str, str, int, int]] = set()
     for row in store.select(CALLS, (selected.id,)):
@@ -162,12 +171,13 @@ def _calls(
                 left_out.add("another vote won", selected.id, row["completion"] or "")
                 continue
             voted.add(key)
-        if is_selected and (reason := _broken(row)):
+        text = edit if row["id"] == edited else None
+        if is_selected and text is None and (reason := _broken(row)):
             left_out.add(reason, selected.id, row["completion"] or "")
             is_selected = False
         try:
             turns = [turn_of(message) for message in json.loads(row["messages"] or "[]")]
-            reply = turn_of(_reply(row, options.reasoning))
+            reply = turn_of(_reply(row, options.reasoning, text))
             tools = tuple(tools_of(row["tools"]))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             if is_selected:
@@ -200,8 +210,20 @@ def _calls(
         )
 
 
-def _reply(row: Any, reasoning: bool) -> dict[str, Any]:
-    """The message that a call answered with."""
+def _edit(store: Rows, selected: Selected) -> tuple[int | None, str | None]:
+    """The last call whose reply a human's edit of another program's answer replaces, and the edit;
+    no call where none said the answer by itself."""
+    first = first_of(selected.id)
+    if selected.source == "reflux" or selected.id == first:
+        return None, None
+    edit, original = ((store.how_ended(id) or {}).get("answer") for id in (selected.id, first))
+    return next(store.select(SAYING, (first, original)))[0], edit
+
+
+def _reply(row: Any, reasoning: bool, edit: str | None) -> dict[str, Any]:
+    """The message that a call answered with, or should have."""
+    if edit is not None:
+        return {"role": "assistant", "content": edit}
     message: dict[str, Any] = {"role": "assistant", "content": row["completion"] or ""}
     if calls := json.loads(row["tool_calls"] or "[]"):
         message["tool_calls"] = [

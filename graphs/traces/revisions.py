@@ -17,6 +17,9 @@ AGAIN = 10_000
 
 NEWEST = "NOT EXISTS (SELECT 1 FROM questions later WHERE later.revises = q.id)"
 """SQL: no later revision replaces the row `q` of `questions`."""
+CALLS_OF = "iif(q.source IS NULL, q.id, substr(q.id, 1, instr(q.id || '~', '~') - 1))"
+"""SQL: the trajectory whose calls are those of the row `q`. A revision of our own tree makes them
+again; what another program did is not repeated, so a revision of it has the original's."""
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@
     status = 'ok' AND tools LIKE '%search%' AND created > unixepoch('2026-11-01')
 
 The view has one row for each model call that got a reply, with the columns of `COLUMNS`. Of an
-edited trajectory it holds the newest revision. The expression runs on a read-only connection whose
-authorizer allows functions and the view's columns only.
+edited trajectory it holds the newest revision, with the original's calls where another program
+made them. The expression runs on a read-only connection whose authorizer allows functions and the
+view's columns only.
 """
 
 import re
@@ -19,7 +20,7 @@ from typing import Any
 
 from reflux.agents.errors import UsageError
 from reflux.graphs.traces.database import ROOT_ENDED, STOPPED, from_sqlite_error, read_only
-from reflux.graphs.traces.revisions import NEWEST
+from reflux.graphs.traces.revisions import CALLS_OF, NEWEST
 from reflux.graphs.traces.trajectories import UNFINISHED
 
 _SCORES = "FROM judgements f WHERE f.question = q.id AND f.kind = 'feedback'"
@@ -84,7 +85,7 @@ _BODY = f"""
 CREATE TEMP VIEW {VIEW} AS
 SELECT {", ".join(f"{sql} AS {name}" for name, (sql, _) in COLUMNS.items())},
   {", ".join(f"{sql} AS _{name}" for name, sql in _HIDDEN.items())}
-FROM questions q JOIN calls c ON c.question = q.id
+FROM questions q JOIN calls c ON c.question = {CALLS_OF}
 WHERE c.kind = 'model' AND c.error IS NULL AND q.split IS NOT '{REPLAY}' AND {NEWEST}
 """  # noqa: S608 - every part is a constant of ours
 _ABOUT = f"SELECT source, status, approved, split FROM {VIEW} WHERE _call = ?"  # noqa: S608

@@ -28,6 +28,7 @@ from reflux.agents.redaction import PLACEHOLDER, is_secret, redact, valid_unicod
 from reflux.agents.types import Completion
 from reflux.graphs.traces.database import Rows
 from reflux.graphs.traces.recorded_client import completion_of
+from reflux.graphs.traces.revisions import CALLS_OF
 
 RECORDED = "recorded"
 """System and split of a foreign trajectory."""
@@ -209,8 +210,8 @@ def _outcome_of(detail: Mapping[str, Any]) -> RecordedOutcome:
 def load_calls(store: Rows, id: str) -> Iterator[RecordedCall]:
     """The model calls and tool calls of a trajectory, in order."""
     sql = (
-        "SELECT c.* FROM calls c JOIN questions q ON q.id = c.question"
-        " WHERE c.question = ? AND c.kind IN ('model', 'tool')"
+        f"SELECT c.* FROM questions q JOIN calls c ON c.question = {CALLS_OF}"  # noqa: S608
+        " WHERE q.id = ? AND c.kind IN ('model', 'tool')"
         " ORDER BY iif(q.source IS NULL, 0, c.step), c.id"
     )
     return map(recorded_call, store.select(sql, (id,)))

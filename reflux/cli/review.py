@@ -33,6 +33,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.report.terminal import (
         ERR,
         OUT,
+        counted,
         escape,
         plain,
         print_result,
@@ -231,20 +232,21 @@ def _all(store: TraceStore, whys: tuple[Why, ...], reviewer: str) -> Iterator[It
 def report_view(report: dict[str, Any]) -> RenderableType:
     """What `report` tells, as tables."""
     parts: list[RenderableType] = [
-        f"{report['items']} items judged by several: {report['disagreed']} disagreed, "
-        f"{report['open']} are open; Fleiss' kappa {_two(report['fleiss_kappa'])}"
+        f"{counted(report['items'], 'item')} judged by several: they disagreed on "
+        f"{report['disagreed']}, {report['open']} open; Fleiss' kappa "
+        f"{_two(report['fleiss_kappa'])}"
     ]
     pairs = report["pairs"]
     if pairs:
         rows = (
-            (" and ".join(p["reviewers"]), p["n"], f"{p['same']:.0%}", _two(p["cohen_kappa"]))
+            (" and ".join(p["reviewers"]), str(p["n"]), f"{p['same']:.0%}", _two(p["cohen_kappa"]))
             for p in pairs
         )
         parts.append(table_of(("reviewers", "items", "the same", "Cohen's kappa"), rows))
     if report["burden"]:
         columns = ("round", "reviewer", "decisions", "minutes", "timed")
         rows = (
-            ["–" if row[name] is None else row[name] for name in columns]
+            ["–" if row[name] is None else str(row[name]) for name in columns]
             for row in report["burden"]
         )
         parts.append(table_of(columns, rows))

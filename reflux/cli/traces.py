@@ -19,7 +19,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
     from reflux.agents.prompts import last_question
     from reflux.graphs.traces.database import ROOT_ENDED, STOPPED
     from reflux.graphs.traces.review import WAITING
-    from reflux.graphs.traces.revisions import NEWEST, newest
+    from reflux.graphs.traces.revisions import CALLS_OF, NEWEST, newest
     from reflux.graphs.traces.search import find_question
     from reflux.graphs.traces.trajectories import UNFINISHED
     from reflux.graphs.traces.tree import load_tree
@@ -44,7 +44,7 @@ if TYPE_CHECKING or not cli.SHOWS_HELP:
         WHEN q.source IS NOT NULL THEN '{UNFINISHED}' END) AS status,
       j.detail ->> 'answer' AS answer,
       EXISTS (SELECT 1 FROM judgements j WHERE j.question = q.id AND {WAITING}) AS waits,
-      (SELECT count(*) FROM calls c WHERE c.question = q.id AND c.kind = 'model')
+      (SELECT count(*) FROM calls c WHERE c.question = {CALLS_OF} AND c.kind = 'model')
         + (SELECT coalesce(sum(l.calls), 0) FROM links l WHERE l.question = q.id) AS calls
     FROM questions q LEFT JOIN judgements j ON j.id = {ROOT_ENDED}
     WHERE (:system IS NULL OR q.system = :system OR :system = q.split

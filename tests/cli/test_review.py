@@ -209,3 +209,24 @@ def test_a_person_who_is_asked_again_is_waited_for_and_not_quoted(
     done = told(reflux(folder, "review", f"{id}/0.0.1", "--edit", "there", "--json"))
     (item,) = told(reflux(folder, "review", "list", "--json"))
     assert [said["answer"] for said in item["form"]["transcript"]] == ["another", "there"]
+
+
+def test_two_who_review_decide_together_and_the_report_tells_how_far_they_agree(
+    answered: tuple[Path, str],
+) -> None:
+    folder, id = answered
+
+    def judged(name: str, *words: str) -> Any:
+        return told(reflux(folder, "review", id, *words, "--reviewer", name, "--json"))
+
+    unnamed = reflux(folder, "review", id, "--approve", "--reviewers", "2")
+    assert (unnamed.code, "name yourself (--reviewer)" in unnamed.stderr) == (2, True)
+    assert judged("ana", "--approve")["did"] == "noted; 1 more to judge"
+    assert judged("ben", "--reject")["did"] == "noted; 1 more to judge"
+    assert judged("eve", "--reject")["did"] == "rejected"
+    report = told(reflux(folder, "review", "report", "--json"))
+    assert (report["reviewers"], report["items"], report["disagreed"]) == (2, 1, 1)
+    assert [row["decisions"] for row in report["burden"]] == [4, 1, 1, 1]  # 4 replies before.
+    shown = reflux(folder, "review", "report").stdout
+    assert "1 item judged by several: they disagreed on 1, 0 open; Fleiss' kappa -1.00" in shown
+    assert "human:ana and human:ben" in shown

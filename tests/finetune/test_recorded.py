@@ -1,7 +1,9 @@
 """Recorded trajectories as rows: what is learned of them, and what is left out and why."""
 
 import json
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from reflux.finetune.data.overseer_rows import step_rows
 from reflux.finetune.data.recorded import LeftOut, RowOptions, recorded_rows
 from reflux.finetune.data.rows import Row
 from reflux.graphs.ask import Origin, answer_all
+from reflux.graphs.recompute import revise
 from reflux.graphs.traces.database import reading
 from reflux.graphs.traces.selection import selecting
 from reflux.graphs.traces.store import TraceStore
@@ -141,6 +144,23 @@ async def test_what_a_human_judged_decides(traces: Path) -> None:
     assert {row.provenance["trajectory"] for row in rows} == {ids[0]}
     assert left_out.note == "2 rejected by a human"
     assert len(rows_of(traces, "approved")) == 2
+
+
+async def test_a_humans_edit_takes_the_place_of_the_reply_that_it_corrects(traces: Path) -> None:
+    left_out, ids = LeftOut(), [row.provenance["trajectory"] for row in rows_of(traces, by="flat")]
+    with closing(TraceStore(traces)) as store:
+        await revise(store, ids[0], "", "on no shelf")
+        await revise(store, ids[0], "", "it is lost")  # Of the newest revision.
+    assert [shape(row) for row in rows_of(traces, f"trajectory LIKE '{ids[0]}%'")] == [
+        ["FIND"],
+        ["IT IS LOST"],
+    ]
+    assert shape(rows_of(traces, by="trajectories")[-1]) == ["FIND", "shelf 0", "IT IS LOST"]
+    assert shape(rows_of(traces, by="flat")[-1]) == ["IT IS LOST"]
+    with closing(sqlite3.connect(traces)) as connection, connection:
+        connection.execute("UPDATE calls SET completion = 'another' WHERE completion LIKE 'on s%'")
+    assert [shape(row) for row in rows_of(traces, left_out=left_out)] == [["FIND"], ["ANOTHER"]]
+    assert left_out.note == "2 edited, and no single reply said it"
 
 
 def test_rows_of_a_million_calls_are_read_one_trajectory_at_a_time(traces: Path) -> None:
