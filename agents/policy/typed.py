@@ -23,7 +23,8 @@ NAMES = {
 """The types, and what each asks for."""
 LINE_CHARS = 80
 DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?"
-NUMBER = re.compile(rf"(?<![\w.])[-+−]?{DIGITS}(?!\w)")
+NUMBER = re.compile(rf"(?<![\w.])(?<!\w[-+−])[-+−]?{DIGITS}(?!\w|[-−.,]\w)")
+"""A number by itself: none in `inv-079`, `10-12` or `2024-05-31`."""
 MAX_DIGITS = 30
 
 

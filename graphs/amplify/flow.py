@@ -101,11 +101,22 @@ def entry_of(question: str, outcome: Outcome, error: str | None) -> dict[str, An
     return entry | ({"labels": labels} if labels else {})
 
 
-def _is_code(overseer: Overseer) -> bool:
-    """True of a script, and of a human: no text instructs it, so only what it passes on counts."""
+def _innermost(overseer: Overseer) -> Overseer:
     while isinstance(overseer, WrappedOverseer):
         overseer = overseer.inner
-    return isinstance(overseer, ScriptedOverseer | HumanOverseer)
+    return overseer
+
+
+def _is_code(overseer: Overseer) -> bool:
+    """True of a script, and of a human: no text instructs it, so only what it passes on counts."""
+    return isinstance(_innermost(overseer), ScriptedOverseer | HumanOverseer)
+
+
+def view_of(overseer: Overseer, policy: Policy | None) -> Policy | None:
+    """The policy that says what this overseer sees: a human reads what is hidden from models."""
+    if policy is None or not isinstance(_innermost(overseer), HumanOverseer):
+        return policy
+    return replace(policy, overseer="delimited")
 
 
 def transcript_of(state: AmplifyState, policy: Policy | None = None) -> list[Exchange]:
@@ -122,8 +133,8 @@ def _exchange(entry: Mapping[str, Any], policy: Policy | None) -> Exchange:
     hides = policy.overseer == "hidden"
     if labels and answer is not None:
         answer = (lambda block: block.handle if hides else str(block))(block_of(answer, labels))
-    if labels and error is not None:
-        error = "failed" if hides else str(block_of(error, labels))
+    if error is not None and (labels or labels_in(question)):  # It may quote what it read.
+        error = "failed" if hides else str(block_of(error, labels or labels_in(question)))
     return Exchange(hidden(question), answer, error)  # Its data stands where it was asked.
 
 

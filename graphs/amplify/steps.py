@@ -31,6 +31,7 @@ from reflux.graphs.amplify.flow import (
     step_labels,
     transcript_of,
     types_offered,
+    view_of,
 )
 from reflux.graphs.amplify.model_calls import ModelCalls
 from reflux.graphs.amplify.state import NOTHING_SPENT, AmplifyState, Spent, left_of, plus
@@ -99,7 +100,8 @@ async def take_step(state: AmplifyState, context: AmplifyContext) -> StepResult:
     """The overseer's next step, or a human's if it defers; recorded. An exception in the
     overseer's code becomes the result's `error`."""
     attempt = decompositions_before(state, context)
-    overseer, key, policy = overseer_at(context, attempt), step_key(state), context.policy
+    overseer, key = overseer_at(context, attempt), step_key(state)
+    policy = view_of(overseer, context.policy)
     step_context = StepContext(
         context,
         key,

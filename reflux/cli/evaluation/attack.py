@@ -97,8 +97,6 @@ def attack(
         typer.Option(
             help="Ask nothing: show this report of garak's.",
             metavar="REPORT",
-            exists=True,
-            dir_okay=False,
         ),
     ] = None,
     model: Model = None,
@@ -203,6 +201,8 @@ def attack(
 
 
 def _show_report(path: Path, as_json: bool) -> None:
+    if not path.is_file():
+        raise UsageError(f"--garak {path}: there is no such file")
     name, rates = read_report(path)
     body = {"model": name, "probes": [rate.to_json() for rate in rates]}
     rows = [
