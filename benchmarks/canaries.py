@@ -353,6 +353,8 @@ if __name__ == "__main__":
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--seeds", nargs="+", type=int, default=Config.seeds)
     parser.add_argument("--clean", type=int, default=Config.clean, help="clean students")
+    parser.add_argument("--rows", type=int, default=Config.rows, help="of each student")
+    parser.add_argument("--probes", type=int, default=Config.probes, help="of each behavior")
     parser.add_argument("--defences", nargs="+", choices=DEFENCES, default=Config.defences)
     parser.add_argument("--other", default="", help="a GGUF that paraphrases")
     parser.add_argument(
@@ -366,6 +368,8 @@ if __name__ == "__main__":
         given.seeds,
         given.clean,
         given.defences,
+        rows=given.rows,
+        probes=given.probes,
         model=given.model,
         other=given.other,
         more=given.more,

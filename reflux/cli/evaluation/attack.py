@@ -97,8 +97,6 @@ def attack(
         typer.Option(
             help="Ask nothing: show this report of garak's.",
             metavar="REPORT",
-            exists=True,
-            dir_okay=False,
         ),
     ] = None,
     model: Model = None,
@@ -123,8 +121,6 @@ def attack(
         typer.Option(
             help="Try these first: rows or attempts of a search.",
             metavar="FILE",
-            exists=True,
-            dir_okay=False,
         ),
     ] = None,
     teacher: Annotated[
@@ -157,6 +153,9 @@ def attack(
     An adversary writes a part of each request's documents. It wants tools called that nobody asked
     for, and its own number as the answer. The model `obedient` obeys whatever it reads.
     """
+    for option, path in (("--attacks", attacks), ("--garak", garak)):
+        if path is not None and not path.is_file():
+            raise UsageError(f"{option} {path}: there is no such file")
     if garak is not None:
         _show_report(garak, as_json)
         return
@@ -203,6 +202,8 @@ def attack(
 
 
 def _show_report(path: Path, as_json: bool) -> None:
+    if not path.is_file():
+        raise UsageError(f"--garak {path}: there is no such file")
     name, rates = read_report(path)
     body = {"model": name, "probes": [rate.to_json() for rate in rates]}
     rows = [

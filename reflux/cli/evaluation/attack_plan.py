@@ -118,7 +118,9 @@ class AttackPlan:
             )
             spec = await specs.system_spec(key if is_graph(key) else key.partition("+")[0])
             policy = self.policies.get(_policy_of(key))
-            digest = [spec.digest, self.max_tokens, self.overseer, policy and policy.to_json()]
+            asked = [self.source, self.overseer, *self.tools, *self.granted]
+            limits = [*self.depths, self.calls, self.tokens, self.max_tokens]
+            digest = [spec.digest, asked, limits, policy and policy.to_json()]
             system = spec.make(self.seed)
             target = Target(key, json.dumps(digest), system, self.asked, names)
             divides = isinstance(system, Amplified) and len(self.depths) > 1
@@ -212,17 +214,18 @@ def write_search(
 ) -> None:
     """Write a search whole: figures, a chart, attempts, and rows for training and held out."""
     write_whole(out / "attack.json", json.dumps(body, indent=1) + "\n")
-    lines = [Line.of(each, kind) for each in body["systems"] for kind in ("control", "value")]
-    write_chart(out / "attack.svg", {"search": lines})
+    drawn = [Line.of(each, kind) for each in body["systems"] for kind in ("control", "value")]
+    write_chart(out / "attack.svg", {"search": drawn})
     attempts = [
         {"system": each.key} | attempt.to_json() for each in found for attempt in each.attempts
     ]
-    taught = next((each for each in found if teacher and each.key.startswith(teacher)), None)
-    rows = [
-        {"system": each.key} | row
-        for each in (found if plan.source != "agentdojo" else ())  # Its data teaches nobody.
-        for row in training_rows(each, plan.tools, taught)
-    ]
+    taught = next((each for each in found if each.key.partition(", ")[0] == teacher), None)
+    different: dict[str, Mapping[str, Any]] = {}  # Systems with one teacher share rows.
+    for each in found if plan.source != "agentdojo" else ():  # Its data teaches nobody.
+        for row in training_rows(each, plan.tools, taught):
+            learned = json.dumps([row["prompt"], row["completion"]])
+            different.setdefault(learned, {"system": each.key} | row)
+    rows = list(different.values())
     for name, lines in (
         ("attempts.jsonl", attempts),
         ("rows.jsonl", [row for row in rows if not row["held_out"]]),
