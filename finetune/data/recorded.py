@@ -16,10 +16,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from reflux.finetune.data.conversations import tools_of, turn_of
+from reflux.finetune.data.recorded_replies import (
+    edit_of,
+    reply_message,
+    role_of,
+    vote_won,
+    why_not_learned,
+    why_unreadable,
+)
 from reflux.finetune.data.rows import Row, messages, reply_of
 from reflux.graphs.amplify.state import is_accepted
 from reflux.graphs.traces.database import Rows
-from reflux.graphs.traces.revisions import CALLS_OF, first_of
+from reflux.graphs.traces.revisions import CALLS_OF
 from reflux.graphs.traces.selection import Selected, Selection
 from reflux.graphs.traces.trajectories import UNFINISHED, refused_answers
 
@@ -32,15 +40,9 @@ JOIN calls c ON c.question = {CALLS_OF}
 WHERE q.id = ? AND c.kind = 'model' AND c.error IS NULL
 ORDER BY iif(q.source IS NULL, 0, c.step), c.id
 """  # noqa: S608 - a constant of ours
-SAYING = """
-SELECT max(id) FROM calls WHERE question = ? AND kind = 'model' AND error IS NULL
-  AND trim(completion) = trim(?)
-"""
 SCORE = """
 SELECT avg(detail ->> 'score') FROM judgements WHERE question = ? AND kind = 'feedback'
 """
-FINISHED = ("stop", "tool_calls", "function_call", "end_turn", "tool_use", "completed", "eos", "")
-"""Reasons for which a model ends a whole reply."""
 
 
 @dataclass
@@ -155,7 +157,7 @@ def _calls(
     store: Rows, selected: Selected, options: RowOptions, left_out: LeftOut
 ) -> Iterator[_Call]:
     """The calls of a trajectory, in order; of votes on one question the first that won."""
-    edited, edit = _edit(store, selected)
+    edited, edit = edit_of(store, selected)
     if edit is not None and edited is None:
         left_out.add("edited, and no single reply said it", selected.id, edit, len(selected.calls))
         return
@@ -164,24 +166,24 @@ def _calls(
     for row in store.select(CALLS, (selected.id,)):
         is_selected = row["id"] in selected.calls
         own = row["source"] is None
-        node = _role(row) if own and options.by == "roles" else row["role"]
+        node = role_of(row) if own and options.by == "roles" else row["role"]
         if is_selected and own and row["role"].startswith("answer"):
             key = (row["path"], row["role"], row["step"], row["attempt"])
-            if key in voted or not _won(store, row):
+            if key in voted or not vote_won(store, row):
                 left_out.add("another vote won", selected.id, row["completion"] or "")
                 continue
             voted.add(key)
         text = edit if row["id"] == edited else None
-        if is_selected and text is None and (reason := _broken(row)):
+        if is_selected and text is None and (reason := why_not_learned(row)):
             left_out.add(reason, selected.id, row["completion"] or "")
             is_selected = False
         try:
             turns = [turn_of(message) for message in json.loads(row["messages"] or "[]")]
-            reply = turn_of(_reply(row, options.reasoning, text))
+            reply = turn_of(reply_message(row, options.reasoning, text))
             tools = tuple(tools_of(row["tools"]))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             if is_selected:
-                left_out.add(_why(error), selected.id, row["messages"] or "")
+                left_out.add(why_unreadable(error), selected.id, row["messages"] or "")
             continue
         if not options.reasoning:
             for turn in turns:
@@ -208,67 +210,6 @@ def _calls(
                 "system": row["system"],
             },
         )
-
-
-def _edit(store: Rows, selected: Selected) -> tuple[int | None, str | None]:
-    """The last call whose reply a human's edit of another program's answer replaces, and the edit;
-    no call where none said the answer by itself."""
-    first = first_of(selected.id)
-    if selected.source == "reflux" or selected.id == first:
-        return None, None
-    edit, original = ((store.how_ended(id) or {}).get("answer") for id in (selected.id, first))
-    return next(store.select(SAYING, (first, original)))[0], edit
-
-
-def _reply(row: Any, reasoning: bool, edit: str | None) -> dict[str, Any]:
-    """The message that a call answered with, or should have."""
-    if edit is not None:
-        return {"role": "assistant", "content": edit}
-    message: dict[str, Any] = {"role": "assistant", "content": row["completion"] or ""}
-    if calls := json.loads(row["tool_calls"] or "[]"):
-        message["tool_calls"] = [
-            {"id": id, "function": {"name": name, "arguments": arguments}}
-            for id, name, arguments in calls
-        ]
-    if reasoning and row["reasoning"]:
-        message["reasoning_content"] = row["reasoning"]
-    return message
-
-
-def _broken(row: Any) -> str:
-    """Why a reply is not to be learned; empty for a whole one."""
-    reason = row["finish_reason"] or ""
-    if reason in ("length", "max_tokens", "incomplete"):
-        return "cut by the token limit"
-    if reason not in FINISHED:
-        return f"ended by {reason}"
-    if not (row["completion"] or "").strip() and not row["tool_calls"]:
-        return "an empty reply"
-    return ""
-
-
-def _why(error: Exception) -> str:
-    """The reason for which a call is no row, without what differs between calls."""
-    text = str(error)
-    if "image" in text or " holds an " in text:
-        return "not text alone"
-    if isinstance(error, KeyError):
-        return f"a message without {error}"
-    return "tool calls that are no JSON" if "argument" in text or "JSON" in text else text[:80]
-
-
-def _won(store: Rows, row: Any) -> bool:
-    """Whether a vote is the answer of its node."""
-    answer = (store.how_ended(row["question"], row["path"]) or {}).get("answer")
-    return answer is None or answer.strip() in (row["completion"] or "")
-
-
-def _role(row: Any) -> str:
-    """What a call of Reflux's trees does."""
-    role = str(row["role"])
-    if role == "overseer":
-        return "combine" if row["step"] else "decompose"
-    return "answer" if role.startswith(("answer", "chain")) else "check"
 
 
 def _row_of(
