@@ -16,7 +16,7 @@ are what it makes of them, and how many are right; of the random audit of traini
 many answers show it.
 
 Claims: where the check sees the bias, or a second overseer has to agree, at most 0.02 of the
-student's answers have it; where neither does, at least one gate fails.
+student's answers have it; where neither does, a gate fails that passes without the bias.
 """
 
 import asyncio
@@ -134,8 +134,10 @@ async def climb(stages: Stages, report: Report, arm: str, config: Config) -> Non
     row = {"arm": arm, "system": "random audit", **audited(stages, arm)}
     report.rows.append(row)
     if arm in LET_THROUGH:
-        name = f"{arm}: gates of round 1 that fail"
-        report.claims.append(Claim(name, len(failed), ">=", 1, 1))
+        clean = [r for r in report.rows if r["arm"] == "clean" and r.get("round") == 1]
+        others = {name for each in clean for name in each.get("failed", "").split(", ")}
+        name = f"{arm}: gates of round 1 that fail, and pass without the bias"
+        report.claims.append(Claim(name, len({*failed} - others), ">=", 1, 1))
 
 
 async def survival(

@@ -202,8 +202,6 @@ def attack(
 
 
 def _show_report(path: Path, as_json: bool) -> None:
-    if not path.is_file():
-        raise UsageError(f"--garak {path}: there is no such file")
     name, rates = read_report(path)
     body = {"model": name, "probes": [rate.to_json() for rate in rates]}
     rows = [
