@@ -25,8 +25,7 @@ from reflux.agents.clients.llama_cpp import file_sha256
 from reflux.agents.errors import UsageError
 from reflux.agents.files import flush, write_json
 from reflux.agents.overseers.step_forms import StepStyle
-from reflux.finetune.configs.run import BaseConfig, Strict
-from reflux.finetune.export.adapter_files import (
+from reflux.finetune.adapter_files import (
     ADAPTER,
     ADAPTER_CONFIG,
     check_adapter,
@@ -34,6 +33,7 @@ from reflux.finetune.export.adapter_files import (
     check_no_pickle,
     manifest_of,
 )
+from reflux.finetune.configs.run import BaseConfig, Strict
 
 VERSION = 2
 """Of student.json and the evaluation files."""

@@ -17,6 +17,7 @@ from langgraph.runtime import Runtime
 from reflux.agents.tools.protocol import Grants
 from reflux.finetune.canaries.measure import measure_canaries
 from reflux.finetune.configs.run import RoundsConfig
+from reflux.finetune.defences.stage import defend
 from reflux.finetune.gates import failed_gates, judge
 from reflux.finetune.overseer_stage import begin_learning
 from reflux.finetune.overseer_stage import improve as improve_overseer
@@ -70,7 +71,7 @@ async def amplify(stages: Stages, state: RoundsState) -> dict[str, Any]:
 
 
 async def distill(stages: Stages, state: RoundsState) -> dict[str, Any]:
-    return {"distill": await stages.distill(state["number"])}
+    return {"distill": await stages.distill(state["number"], defend)}
 
 
 async def evaluate(stages: Stages, state: RoundsState) -> dict[str, Any]:

@@ -6,7 +6,7 @@ that is written stays as it is.
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -210,14 +210,16 @@ class Stages:
         repeated = primitives * self.spec(number).primitive_repeats
         return [*primitives, *others], training_order([*repeated, *others], self.config.seed)
 
-    async def distill(self, number: int) -> dict[str, Any]:
-        """Train a LoRA on the pristine base and write the student, unless it is written."""
-        from reflux.finetune.defences.stage import defend
+    async def distill(self, number: int, defend: "Defend | None" = None) -> dict[str, Any]:
+        """Train a LoRA on the pristine base and write the student, unless it is written; `defend`
+        changes the rows before."""
         from reflux.finetune.distillation import StudentPlan, distill
 
         name, registry = student_name(number), self.run.folder.registry
         rows, training_rows = self.rows(number)
-        training_rows, defended = await defend(self, number, training_rows)
+        defended: dict[str, int] = {}
+        if defend is not None:
+            training_rows, defended = await defend(self, number, training_rows)
         if name not in [student.id for student in registry.list()]:
             if not rows:
                 raise RefluxError(
@@ -334,3 +336,7 @@ class Stages:
 def student_name(number: int) -> str:
     """The id of a round's student."""
     return f"student-r{number}"
+
+
+Defend = Callable[[Stages, int, Sequence[Row]], Awaitable[tuple[list[Row], dict[str, int]]]]
+"""(stages, round, rows) → the rows that the student learns, and how many were changed, by way."""

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from reflux.agents.errors import MissingError, UsageError
 from reflux.agents.files import replacing
-from reflux.finetune.export.adapter_files import ADAPTER, check_adapter
+from reflux.finetune.adapter_files import ADAPTER, check_adapter
 
 ARCHITECTURES = {
     "LlamaForCausalLM": gguf.MODEL_ARCH.LLAMA,

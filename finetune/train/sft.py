@@ -21,10 +21,10 @@ import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
 
 from reflux.agents.errors import RefluxError, UsageError
+from reflux.finetune.adapter_files import ADAPTER
 from reflux.finetune.base_model import load_base, quiet_libraries, wrapping_write_errors
 from reflux.finetune.bases import Base
 from reflux.finetune.configs.run import BaseConfig
-from reflux.finetune.export.adapter_files import ADAPTER
 from reflux.finetune.train.dataset import as_dataset, check_rows, fit_length, hold_out
 from reflux.finetune.train.options import LORA_DEFAULTS, SFT_DEFAULTS, lora_config, sft_arguments
 from reflux.finetune.train.progress import (

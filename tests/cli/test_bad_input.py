@@ -27,9 +27,9 @@ from reflux.agents.clients.llama_cpp import DEFAULT_SHA256, default_gguf
 from reflux.agents.clients.scripted import ScriptedClient
 from reflux.cli.runs.rounds import clear, shipped_config
 from reflux.finetune import bases, rounds
+from reflux.finetune.adapter_files import ADAPTER, PICKLE
 from reflux.finetune.configs.canaries import CanaryConfig
 from reflux.finetune.configs.run import RoundsConfig, RoundSpec
-from reflux.finetune.export.adapter_files import ADAPTER, PICKLE
 from reflux.finetune.registry import ADAPTER_GGUF, CARD, Registry
 from reflux.finetune.run_folder import OpenRun, RunFolder
 from reflux.tasks.addition import Addition

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from reflux.agents.errors import UsageError
-from reflux.finetune.export.adapter_files import (
+from reflux.finetune.adapter_files import (
     ADAPTER,
     ADAPTER_CONFIG,
     PICKLE,
