@@ -26,6 +26,7 @@ from reflux.agents.errors import NO_SPACE, MissingError, RefluxError, UsageError
 from reflux.finetune import cache_folder, check_cache_folder
 from reflux.finetune.chat_template import fit_template
 from reflux.finetune.configs.run import BaseConfig
+from reflux.finetune.data.spelling import spell
 
 DEFAULT_LOADING = BaseConfig()
 TORCH_CANNOT_WRITE = re.compile("PytorchStreamWriter|unexpected pos")
@@ -138,6 +139,7 @@ def load_base(
                 f"{folder} does not fit into memory: take a smaller base, or quantization: nf4"
             ) from error
         fit_template(tokenizer, config)
+        spell(tokenizer, folder)
         if config.quantization == "none":
             model = model.to("cuda" if cuda else "cpu")
         if adapter is not None:
@@ -162,6 +164,7 @@ def load_tokenizer(folder: Path, config: BaseConfig = DEFAULT_LOADING) -> Any:
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise MissingError(f"{folder} has no tokenizer: {error}; save it there") from error
         fit_template(tokenizer, config)
+        spell(tokenizer, folder)
     return tokenizer
 
 

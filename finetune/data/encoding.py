@@ -3,7 +3,8 @@
 A reply is learned behind exactly the tokens that a request for it would have, and through the token
 that ends it. Where a template renders an earlier reply otherwise once more is said (Qwen3 leaves
 out what was thought), one sequence cannot hold all replies of a row as they were asked for: the row
-becomes a sequence for each such reply.
+becomes a sequence for each such reply. So it does where a reply holds a token that the base never
+trained, which is spelled where it is learned (`reflux.finetune.data.spelling`).
 
 Rows of one plain reply are encoded by TRL itself, to the same tokens.
 """
@@ -18,6 +19,7 @@ from jinja2 import TemplateError
 from reflux.agents.errors import UsageError
 from reflux.finetune.chat_template import missing_tools
 from reflux.finetune.data.conversations import is_learned, with_arguments
+from reflux.finetune.data.spelling import respelled, spelled_by
 
 IGNORED = -100
 REFUSALS = (TemplateError, ValueError, TypeError, LookupError, AttributeError)
@@ -40,6 +42,7 @@ def encode(row: Row, tokenizer: Any) -> list[Encoded]:
     ends = {index: _ids(tokenizer, turns[: index + 1], tools) for index in learned}
     asked = {index: _ids(tokenizer, turns[:index], tools, True) for index in learned}
     sequences: list[Encoded] = []
+    spelled = spelled_by(tokenizer)
     while learned:
         whole, last = ends[learned[-1]], learned[-1]
         labels = [IGNORED] * len(whole)
@@ -47,7 +50,9 @@ def encode(row: Row, tokenizer: Any) -> list[Encoded]:
         for index in learned:
             start, end = _common(asked[index], whole), _common(ends[index], whole)
             if index != last and (
-                start < len(asked[index]) or not _ended(tokenizer, ends[index], start, end)
+                start < len(asked[index])
+                or not _ended(tokenizer, ends[index], start, end)
+                or not spelled.keys().isdisjoint(whole[start:end])
             ):
                 other.append(index)
                 continue
@@ -63,6 +68,7 @@ def encode(row: Row, tokenizer: Any) -> list[Encoded]:
                     "leave the thoughts out"
                 )
             labels[start:end] = whole[start:end]
+        whole, labels = respelled(whole, labels, spelled)
         sequences.append({"input_ids": whole, "labels": without(labels, row.get("masked", ()))})
         learned = other
     return sequences[::-1]
