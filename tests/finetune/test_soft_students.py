@@ -1,5 +1,6 @@
 """Students of soft targets as a run makes them: with a teacher, after a stop, in every engine."""
 
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,8 +98,11 @@ def test_a_teacher_with_another_tokenizer_is_refused(
 
     registry = Registry(tmp_path / "students")
     shutil.copytree(taught.root, registry.root)
-    path = registry.get("hard").path / "tokenizer.json"
+    folder = registry.get("hard").path
+    path, card = folder / "tokenizer.json", folder / "student.json"
     path.write_text(path.read_text().replace('"<|endoftext|>"', '"<|another|>"'))
+    # Earlier versions wrote no digest of it.
+    card.write_text(json.dumps({**json.loads(card.read_text()), "files": {}}))
     plan = plan_of("other", tiny_base, "hard", targets="tokens")
     with pytest.raises(UsageError, match="another tokenizer than"):
         distill(registry, plan, silent, threading.Event())

@@ -52,7 +52,7 @@ OURS = "http://127.0.0.1:8700"
 SHELL = ("bash", "console")
 SECONDS = 900
 """Timeout of one command, on a busy machine."""
-FOREIGN = ("docker", "langgraph", "make", "ollama", "pip", "vllm")
+FOREIGN = ("docker", "garak", "langgraph", "make", "ollama", "pip", "vllm")
 """Programs that a reader runs but the tests do not; a block with one says why."""
 
 
