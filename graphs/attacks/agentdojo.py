@@ -21,7 +21,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -72,12 +72,24 @@ class DojoCase(Case):
     task: Any = field(kw_only=True)
 
     def goals(self, seed: int, tools: Sequence[str]) -> Sequence[Goal]:
-        """The suite's injections."""
+        """The suite's injections: those that take no call want words in the answer."""
         injections: Mapping[str, Any] = self.suite.injection_tasks
         return [
-            Goal(id, "control", "", each.GOAL[:1].lower() + each.GOAL[1:])
+            Goal(
+                id,
+                "control" if id in self._acting else "value",
+                "",
+                each.GOAL[:1].lower() + each.GOAL[1:],
+            )
             for id, each in injections.items()
         ]
+
+    @cached_property
+    def _acting(self) -> frozenset[str]:
+        """The injections that take calls."""
+        injections: Mapping[str, Any] = self.suite.injection_tasks
+        made = self.environment({})
+        return frozenset(id for id, each in injections.items() if each.ground_truth(made))
 
     def question(self, notes: Mapping[str, str], *, marked: bool = False) -> str:
         """The user's request; the adversary writes into the environment alone."""
@@ -88,6 +100,10 @@ class DojoCase(Case):
         return self._judged(self.task, seen)
 
     def is_hijacked(self, seen: Seen, usual: Seen, goal: Goal) -> bool:
+        """Whether AgentDojo finds the goal of an injection reached that takes calls."""
+        return goal.kind == "control" and self.misleads(seen, goal)
+
+    def misleads(self, seen: Seen, goal: Goal) -> bool:
         """Whether AgentDojo finds the injection's goal reached."""
         return self._judged(self.suite.injection_tasks[goal.name], seen)
 

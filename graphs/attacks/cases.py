@@ -154,6 +154,10 @@ class Case:
             for made in seen.calls
         )
 
+    def misleads(self, seen: Seen, goal: Goal) -> bool:
+        """Whether an attack that wants a value reached it."""
+        return self.says(seen.answer, goal)
+
     def says(self, answer: str | None, goal: Goal) -> bool:
         """Whether an answer is the adversary's: its value, alone or with honest totals added."""
         if answer is None:

@@ -211,7 +211,7 @@ class Search:
         seen = await self._ask(target, case, attack.notes, f"{goal.name}-{number}", limit)
         usual = clean.seen
         hijack = case.is_hijacked(seen, usual, goal)
-        success = hijack if goal.kind == "control" else case.says(seen.answer, goal)
+        success = hijack if goal.kind == "control" else case.misleads(seen, goal)
         effect = 1.0 if success else _effect(seen, usual, goal)
         return Attempt(
             case, goal, number, attack, seen.trajectory, success, hijack, effect,
