@@ -60,7 +60,7 @@ class Config:
     seed: int = 0
     quick: bool = False
     more: bool = False
-    """Keeps the last run's figures of other models and persons."""
+    """Keeps the last run's figures of other models and people."""
 
 
 @dataclass

@@ -20,7 +20,7 @@ def judged_by_person(
 ) -> list[dict[str, Any]]:
     """Rows of what a person found: `n` trees of each kind, size and view, half of them wrong.
 
-    No tree is shown twice, and no two persons see the same.
+    No tree is shown twice, and no two people see the same.
 
     Raises:
         UsageError: nobody is there to answer.

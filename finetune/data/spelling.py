@@ -10,6 +10,7 @@ Tokens that end a reply are left as they are: spelled, they would end nothing.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +64,13 @@ def untrained(rows: Mapping[int, torch.Tensor]) -> list[int]:
 
 def _rows(folder: Path, ids: Sequence[int], known: int) -> dict[int, torch.Tensor]:
     """The rows of the output matrix of these tokens, and of some behind the vocabulary."""
-    files = sorted(folder.glob("*.safetensors"))
-    for ends in (OUTPUT, INPUT):
-        for file in files:
-            with safe_open(file, framework="pt") as weights:
-                for name in weights.keys():  # noqa: SIM118 - no mapping
-                    if not name.endswith(ends):
-                        continue
-                    matrix = weights.get_slice(name)
-                    height = matrix.get_shape()[0]
-                    wanted = [*ids, *range(known, min(known + PADDING, height))]
-                    return {id: matrix[id : id + 1][0] for id in wanted if id < height}
+    for ends, file in product((OUTPUT, INPUT), sorted(folder.glob("*.safetensors"))):
+        with safe_open(file, framework="pt") as weights:
+            if name := next((each for each in weights.keys() if each.endswith(ends)), ""):  # noqa: SIM118 - no mapping
+                matrix = weights.get_slice(name)
+                height = matrix.get_shape()[0]
+                wanted = [*ids, *range(known, min(known + PADDING, height))]
+                return {id: matrix[id : id + 1][0] for id in wanted if id < height}
     return {}
 
 
